@@ -1,0 +1,169 @@
+/**
+ * Leader election by a Lease, as https://kubernetes.io/docs/concepts/architecture/leases/ describes it. Clocks of
+ * different machines are never compared: a lease is over when it has not changed for its duration by our own clock.
+ */
+import { ApiError, type Kube, type KubeObject } from "./kube.ts";
+
+interface Lease extends KubeObject {
+	spec?: {
+		holderIdentity?: string;
+		leaseDurationSeconds?: number;
+		acquireTime?: string;
+		renewTime?: string;
+		leaseTransitions?: number;
+	};
+}
+
+export interface ElectionOptions {
+	namespace: string;
+	name: string;
+	/** Distinguishes this process from every other one, now and later. */
+	identity: string;
+	signal: AbortSignal;
+	/** Told once for each other leader that is seen. */
+	onLeader?(identity: string): void;
+}
+
+const LEASE_MS = 15_000;
+const RETRY_MS = 2_000;
+/** A leader that could not renew for this long stops, well before anybody else may take over. */
+const RENEW_DEADLINE_MS = 10_000;
+
+/** Being the leader. */
+export interface Leadership {
+	/** Resolves with the reason when the lease could not be kept. */
+	lost: Promise<string>;
+	/** Ends it, so that another replica takes over at once. */
+	release(): Promise<void>;
+}
+
+/** Waits until this process leads. Resolves to undefined when the signal aborts first. */
+export async function elect(
+	kube: Kube,
+	options: ElectionOptions,
+): Promise<Leadership | undefined> {
+	let seen = { version: "", at: 0, leader: "" };
+	while (!options.signal.aborted) {
+		const lease = await attempt(() => kube.get<Lease>(reference(options)));
+		if (lease) {
+			const version = lease.metadata.resourceVersion ?? "";
+			const leader = lease.spec?.holderIdentity ?? "";
+			if (leader && leader !== seen.leader && leader !== options.identity)
+				options.onLeader?.(leader);
+			if (version !== seen.version)
+				seen = { version, at: performance.now(), leader };
+		}
+		const free =
+			!lease?.spec?.holderIdentity ||
+			performance.now() - seen.at >
+				(lease.spec.leaseDurationSeconds ?? 15) * 1000;
+		if (free) {
+			const mine = await attempt(() => take(kube, options, lease));
+			if (mine) return keep(kube, options, mine);
+		}
+		await pause(RETRY_MS, options.signal);
+	}
+	return undefined;
+}
+
+const reference = ({ namespace, name }: ElectionOptions) => ({
+	apiVersion: "coordination.k8s.io/v1",
+	kind: "Lease",
+	namespace,
+	name,
+});
+
+/** Kubernetes' MicroTime. */
+const microTime = () => new Date().toISOString().replace("Z", "000Z");
+
+/** The resource version makes sure that of two candidates only one gets it. */
+function take(
+	kube: Kube,
+	options: ElectionOptions,
+	old: Lease | undefined,
+): Promise<Lease> {
+	const spec = {
+		holderIdentity: options.identity,
+		leaseDurationSeconds: LEASE_MS / 1000,
+		acquireTime: microTime(),
+		renewTime: microTime(),
+		leaseTransitions: (old?.spec?.leaseTransitions ?? -1) + 1,
+	};
+	const ref = reference(options);
+	if (!old) {
+		const { apiVersion, kind, ...metadata } = ref;
+		return kube.create<Lease & KubeObject>({
+			apiVersion,
+			kind,
+			metadata,
+			spec,
+		});
+	}
+	const { resourceVersion } = old.metadata;
+	return kube.patch(ref, { metadata: { resourceVersion }, spec }, "merge");
+}
+
+function keep(kube: Kube, options: ElectionOptions, taken: Lease): Leadership {
+	const ref = reference(options);
+	const released = new AbortController();
+	let version = taken.metadata.resourceVersion;
+	const renew = async (): Promise<string> => {
+		let renewed = performance.now();
+		while (!released.signal.aborted) {
+			await pause(RETRY_MS, released.signal);
+			const begun = performance.now();
+			try {
+				const patch = {
+					metadata: { resourceVersion: version },
+					spec: { renewTime: microTime() },
+				};
+				const lease = await kube.patch<Lease>(ref, patch, "merge");
+				version = lease.metadata.resourceVersion;
+				renewed = begun;
+			} catch (error) {
+				if (!(error instanceof ApiError)) throw error;
+				if (error.code === 409 || error.code === 404) return error.message;
+				if (performance.now() - renewed > RENEW_DEADLINE_MS)
+					return `not renewed for ${RENEW_DEADLINE_MS / 1000}s: ${error.message}`;
+			}
+		}
+		return "released";
+	};
+	const lost = renew();
+	return {
+		lost,
+		async release() {
+			released.abort();
+			await lost;
+			const patch = {
+				metadata: { resourceVersion: version },
+				spec: { holderIdentity: "", leaseDurationSeconds: 1 },
+			};
+			await kube.patch(ref, patch, "merge");
+		},
+	};
+}
+
+/** A candidate has nothing to lose: what fails is tried again. */
+async function attempt<T>(request: () => Promise<T>): Promise<T | undefined> {
+	try {
+		return await request();
+	} catch (error) {
+		if (error instanceof ApiError) return undefined;
+		throw error;
+	}
+}
+
+const pause = (ms: number, signal: AbortSignal) =>
+	new Promise<void>((resolve) => {
+		if (signal.aborted) return resolve();
+		const timer = setTimeout(resolve, ms);
+		signal.addEventListener(
+			"abort",
+			() => {
+				clearTimeout(timer);
+				resolve();
+			},
+			{ once: true },
+		);
+	});

@@ -1,0 +1,16 @@
+/** Log lines on stderr: text for people, JSON for machines. Never a key, never a token. */
+export type Level = "INFO" | "WARN" | "ERROR";
+/** @param etcdstorage the one that the line is about, if it is about one */
+export type Log = (level: Level, message: string, etcdstorage?: string) => void;
+
+export const logger =
+	(format: "text" | "json"): Log =>
+	(level, message, etcdstorage) => {
+		const time = new Date().toISOString();
+		const about = etcdstorage === undefined ? {} : { etcdstorage };
+		const line =
+			format === "json"
+				? JSON.stringify({ time, level, ...about, message })
+				: `${time} ${level.padEnd(5)} ${etcdstorage === undefined ? "" : `${etcdstorage}: `}${message}`;
+		process.stderr.write(`${line}\n`);
+	};

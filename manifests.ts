@@ -1,0 +1,503 @@
+/**
+ * The objects that one EtcdStorage is made of, whole and in the order in which they are applied, and the question
+ * whether a live object still is what was asked for. Pure.
+ *
+ * Desired objects carry no defaults, no empty lists or maps and no non-canonical quantities: such values change the
+ * resourceVersion at every server-side apply (https://github.com/kubernetes/kubernetes/issues/131175).
+ */
+import { createHash } from "node:crypto";
+import {
+	API_VERSION,
+	type EtcdStorage,
+	type Spec,
+	type TargetStatus,
+} from "./etcdstorage.ts";
+import type { KubeObject, ManagedFieldsEntry } from "./kube.ts";
+import type { CertificateFacts, KeyPair } from "./pki.ts";
+import type { Domain } from "./reconcile.ts";
+
+export const FIELD_MANAGER = "etcdproxy-controller";
+/** On targets: which EtcdStorage fills them. It is what keeps two of them from filling the same one. */
+export const FILLED_BY = "etcd.xmudrii.com/etcdstorage";
+const EXPIRY = "etcd.xmudrii.com/certificate-expiry-date";
+const SIGNED_BY = "etcd.xmudrii.com/certificate-signed-by";
+const CA_HASH = "etcd.xmudrii.com/ca-bundle-sha256";
+const CLIENT_CA_HASH = "etcd.xmudrii.com/client-ca-sha256";
+const CORE_CA_HASH = "etcd.xmudrii.com/core-ca-sha256";
+
+/** What does not change between EtcdStorages. */
+export interface Environment {
+	namespace: string;
+	coreUrls: string[];
+	coreCAConfigMap: string;
+	coreCertsSecret: string;
+	proxyImage: string;
+}
+
+/** Everything issued or kept in one visit, as it is to lie in the cluster. Certificates are PEM. */
+export interface Material {
+	signers: Record<
+		Domain,
+		{ pair: KeyPair; facts: CertificateFacts; cross?: string; bundle: string }
+	>;
+	/** By id, as in reconcile.ts; `pair.certificate` is the chain to be presented. */
+	leaves: Record<string, { pair: KeyPair; facts: CertificateFacts }>;
+	/** The core's CA bundle, of which the proxies read the file only once. */
+	coreCA: string;
+}
+
+export interface Data extends KubeObject {
+	data?: Record<string, string>;
+	immutable?: boolean;
+}
+
+const hash = (text: string) =>
+	createHash("sha256").update(text).digest("hex").slice(0, 16);
+const base64 = (text: string) => Buffer.from(text).toString("base64");
+/** A Secret's value as text; undefined when the key is absent. */
+export const secretText = (secret: Data, key: string): string | undefined => {
+	const value = secret.data?.[key];
+	return value === undefined
+		? undefined
+		: Buffer.from(value, "base64").toString("utf8");
+};
+
+export const names = {
+	workload: (name: string) => `etcd-${name}`,
+	clientCA: (name: string) => `${name}-ca-cert`,
+	serverCert: (name: string) => `${name}-server-cert`,
+	signer: (name: string, domain: Domain) => `${name}-${domain}-signer`,
+};
+
+/** The EtcdStorages whose object this could be, from nothing but its name: for objects that carry no owner (yet). */
+export function possibleOwners(objectName: string): string[] {
+	const found = /^etcd-(.+)$/.exec(objectName);
+	const other =
+		/^(.+)-(?:ca-cert|server-cert|client-signer|serving-signer)$/.exec(
+			objectName,
+		);
+	return [found?.[1], other?.[1]].filter((name) => name !== undefined);
+}
+
+function owned(
+	storage: EtcdStorage,
+	environment: Environment,
+	apiVersion: string,
+	kind: string,
+	name: string,
+	annotations?: Record<string, string>,
+): KubeObject {
+	const { name: owner, uid = "" } = storage.metadata;
+	return {
+		apiVersion,
+		kind,
+		metadata: {
+			name,
+			namespace: environment.namespace,
+			labels: {
+				"app.kubernetes.io/managed-by": FIELD_MANAGER,
+				"etcd.xmudrii.com/etcdstorage": owner,
+			},
+			...(annotations && { annotations }),
+			ownerReferences: [
+				{
+					apiVersion: API_VERSION,
+					kind: "EtcdStorage",
+					name: owner,
+					uid,
+					controller: true,
+				},
+			],
+		},
+	};
+}
+
+const described = (facts: CertificateFacts) => ({
+	[EXPIRY]: `${new Date(facts.notAfter).toISOString().slice(0, 19)}Z`,
+	[SIGNED_BY]: facts.issuer,
+});
+
+/** The Secret of a signer. A next generation and its cross-certificate fit beside `tls.crt` as further keys. */
+export function signerSecret(
+	storage: EtcdStorage,
+	environment: Environment,
+	domain: Domain,
+	signer: Material["signers"][Domain],
+): Data {
+	return {
+		...owned(
+			storage,
+			environment,
+			"v1",
+			"Secret",
+			names.signer(storage.metadata.name, domain),
+			described(signer.facts),
+		),
+		data: {
+			"tls.crt": base64(signer.pair.certificate),
+			"tls.key": base64(signer.pair.key),
+			...(signer.cross && { "cross.crt": base64(signer.cross) }),
+			"ca-bundle.crt": base64(signer.bundle),
+		},
+	};
+}
+
+/** Bundles: whoever verifies must know the CA before anybody shows a certificate of it. */
+export function bundles(
+	storage: EtcdStorage,
+	environment: Environment,
+	targets: TargetStatus[],
+	material: Material,
+): Data[] {
+	const { client, serving } = material.signers;
+	return [
+		{
+			...owned(
+				storage,
+				environment,
+				"v1",
+				"ConfigMap",
+				names.clientCA(storage.metadata.name),
+				described(client.facts),
+			),
+			data: { "client-ca.crt": client.bundle },
+		},
+		...targets
+			.filter((target) => target.kind === "ConfigMap")
+			.map((target) =>
+				targetObject(storage, target, serving.facts, {
+					"serving-ca.crt": serving.bundle,
+				}),
+			),
+	];
+}
+
+/** Certificates, the server's and each API server's. */
+export function certificates(
+	storage: EtcdStorage,
+	environment: Environment,
+	targets: TargetStatus[],
+	material: Material,
+): Data[] {
+	const tls = ({ pair }: { pair: KeyPair }) => ({
+		"tls.crt": base64(pair.certificate),
+		"tls.key": base64(pair.key),
+	});
+	const { server } = material.leaves;
+	if (!server) throw new Error("no server certificate was issued");
+	return [
+		{
+			...owned(
+				storage,
+				environment,
+				"v1",
+				"Secret",
+				names.serverCert(storage.metadata.name),
+				described(server.facts),
+			),
+			data: tls(server),
+		},
+		...targets.flatMap((target) => {
+			const leaf = material.leaves[leafId(target)];
+			return leaf ? [targetObject(storage, target, leaf.facts, tls(leaf))] : [];
+		}),
+	];
+}
+
+export const leafId = (target: TargetStatus) =>
+	`client/${target.namespace}/${target.name}`;
+
+/** Only our keys: server-side apply leaves what others keep in the object. */
+function targetObject(
+	storage: EtcdStorage,
+	target: TargetStatus,
+	facts: CertificateFacts,
+	data: Record<string, string>,
+): Data {
+	return {
+		...emptyTarget(target),
+		metadata: {
+			...emptyTarget(target).metadata,
+			annotations: {
+				[FILLED_BY]: storage.metadata.name,
+				...described(facts),
+				// For whoever restarts the API server when its CA file changes: it reads that file only once.
+				...(target.kind === "ConfigMap" && {
+					[CA_HASH]: hash(data["serving-ca.crt"] ?? ""),
+				}),
+			},
+		},
+		data,
+	};
+}
+
+/** Applied, it takes back all that was ever applied to the target. */
+export const emptyTarget = (target: TargetStatus): Data => ({
+	apiVersion: "v1",
+	kind: target.kind,
+	metadata: { name: target.name, namespace: target.namespace },
+});
+
+export interface Deployment extends KubeObject {
+	spec?: { replicas?: number };
+	status?: {
+		readyReplicas?: number;
+		conditions?: { type: string; status: string }[];
+	};
+}
+
+/** Service and Deployment. The label `apiserver` and the selector are the 2018 controller's, whose Deployments are taken over in place. */
+export function workload(
+	storage: EtcdStorage,
+	environment: Environment,
+	spec: Spec,
+	material: Material,
+): KubeObject[] {
+	const labels = { apiserver: spec.name };
+	const name = names.workload(spec.name);
+	return [
+		{
+			...owned(storage, environment, "v1", "Service", name),
+			spec: {
+				selector: labels,
+				ports: [{ name: "etcd", port: 2379, targetPort: 2379 }],
+			},
+		} as KubeObject,
+		{
+			...owned(storage, environment, "apps/v1", "Deployment", name),
+			spec: {
+				replicas: spec.replicas,
+				selector: { matchLabels: labels },
+				// Never fewer proxies than asked for, also while they are replaced.
+				strategy: { rollingUpdate: { maxUnavailable: 0, maxSurge: 1 } },
+				template: {
+					metadata: {
+						labels,
+						annotations: {
+							// etcd reads CA files once, at start (https://github.com/etcd-io/etcd/issues/11555):
+							// another CA rolls the pods.
+							[CLIENT_CA_HASH]: hash(material.signers.client.bundle),
+							[CORE_CA_HASH]: hash(material.coreCA),
+						},
+					},
+					spec: podSpec(environment, spec),
+				},
+			},
+		} as KubeObject,
+	];
+}
+
+function podSpec(environment: Environment, spec: Spec) {
+	const mounts = {
+		"core-ca": {
+			path: "/etc/coreetcd-certs/ca",
+			source: { configMap: { name: environment.coreCAConfigMap } },
+		},
+		"core-client": {
+			path: "/etc/coreetcd-certs/client",
+			source: { secret: { secretName: environment.coreCertsSecret } },
+		},
+		"client-ca": {
+			path: "/etc/etcdproxy-certs/ca",
+			source: { configMap: { name: names.clientCA(spec.name) } },
+		},
+		server: {
+			path: "/etc/etcdproxy-certs/server",
+			source: { secret: { secretName: names.serverCert(spec.name) } },
+		},
+	};
+	return {
+		serviceAccountName: "etcdproxy-sa",
+		automountServiceAccountToken: false,
+		enableServiceLinks: false,
+		// Pod Security Standards, level restricted: https://kubernetes.io/docs/concepts/security/pod-security-standards/
+		securityContext: {
+			runAsNonRoot: true,
+			runAsUser: 65532,
+			runAsGroup: 65532,
+			fsGroup: 65532,
+			seccompProfile: { type: "RuntimeDefault" },
+		},
+		topologySpreadConstraints: [
+			{
+				maxSkew: 1,
+				topologyKey: "kubernetes.io/hostname",
+				whenUnsatisfiable: "ScheduleAnyway",
+				labelSelector: { matchLabels: { apiserver: spec.name } },
+			},
+		],
+		containers: [
+			{
+				name: "etcdproxy",
+				image: environment.proxyImage,
+				command: ["/usr/local/bin/etcd", "grpc-proxy", "start"],
+				args: [
+					`--endpoints=${environment.coreUrls.join(",")}`,
+					`--namespace=/${spec.name}/`,
+					"--listen-addr=0.0.0.0:2379",
+					"--metrics-addr=http://0.0.0.0:2381",
+					// Set, it makes the proxy dial itself and wait (etcd 3.5.28 to 3.5.33, 3.6.9 to 3.6.14).
+					"--advertise-client-url=",
+					// Off by default: a core that went away silently would be noticed after 15 minutes.
+					"--dial-keepalive-time=10s",
+					"--cacert=/etc/coreetcd-certs/ca/ca.crt",
+					"--cert=/etc/coreetcd-certs/client/tls.crt",
+					"--key=/etc/coreetcd-certs/client/tls.key",
+					"--trusted-ca-file=/etc/etcdproxy-certs/ca/client-ca.crt",
+					"--cert-file=/etc/etcdproxy-certs/server/tls.crt",
+					"--key-file=/etc/etcdproxy-certs/server/tls.key",
+				],
+				ports: [
+					{ name: "etcd", containerPort: 2379 },
+					{ name: "metrics", containerPort: 2381 },
+				],
+				// Alive is the process, whatever the core does; ready is a linearizable read through the core.
+				livenessProbe: {
+					httpGet: { path: "/proxy/metrics", port: 2381 },
+					initialDelaySeconds: 10,
+					timeoutSeconds: 5,
+				},
+				readinessProbe: {
+					httpGet: { path: "/health", port: 2381 },
+					periodSeconds: 5,
+					timeoutSeconds: 5,
+				},
+				// Endpoints leave the Service a moment after the pod is told to go.
+				lifecycle: { preStop: { sleep: { seconds: 5 } } },
+				// grpc-proxy keeps up to 2048 answers in its cache; the limit is what keeps the node out of it.
+				resources: {
+					requests: { cpu: "20m", memory: "64Mi" },
+					limits: { memory: "512Mi" },
+				},
+				securityContext: {
+					allowPrivilegeEscalation: false,
+					readOnlyRootFilesystem: true,
+					capabilities: { drop: ["ALL"] },
+				},
+				volumeMounts: Object.entries(mounts).map(([name, { path }]) => ({
+					name,
+					mountPath: path,
+					readOnly: true,
+				})),
+			},
+		],
+		volumes: Object.entries(mounts).map(([name, { source }]) => ({
+			name,
+			...source,
+		})),
+	};
+}
+
+/** What a Deployment says about itself. */
+export function availability(deployment: Deployment | undefined) {
+	return {
+		available:
+			deployment?.status?.conditions?.some(
+				(one) => one.type === "Available" && one.status === "True",
+			) ?? false,
+		ready: deployment?.status?.readyReplicas ?? 0,
+		wanted: deployment?.spec?.replicas ?? 0,
+	};
+}
+
+/** Whether the object belongs to this very EtcdStorage. */
+export const isOwnedBy = (object: KubeObject, storage: EtcdStorage) =>
+	object.metadata.ownerReferences?.some(
+		(owner) =>
+			owner.kind === "EtcdStorage" && owner.uid === storage.metadata.uid,
+	) ?? false;
+
+/** The EtcdStorage, dead or alive, that the object belongs to. */
+export const ownerOf = (object: KubeObject): string | undefined =>
+	object.metadata.ownerReferences?.find(
+		(owner) =>
+			owner.kind === "EtcdStorage" &&
+			owner.apiVersion.startsWith("etcd.xmudrii.com/"),
+	)?.name;
+
+/** Whether every field of the desired object has its value in the live one. What others added is not looked at. */
+export function isSubset(desired: unknown, live: unknown): boolean {
+	if (Array.isArray(desired))
+		return (
+			Array.isArray(live) &&
+			desired.length === live.length &&
+			desired.every((item, index) => isSubset(item, live[index]))
+		);
+	if (typeof desired === "object" && desired !== null)
+		return (
+			typeof live === "object" &&
+			live !== null &&
+			Object.entries(desired).every(([key, value]) =>
+				isSubset(value, (live as Record<string, unknown>)[key]),
+			)
+		);
+	return desired === live;
+}
+
+type Fields = { [field: string]: Fields };
+
+/**
+ * The field sets of others in an owned object's spec or data, to be taken over: an apply alone would leave, say, a
+ * container or a key that somebody added. Metadata is free for all, and so are the pod template's annotations:
+ * `kubectl rollout restart` writes one.
+ * https://kubernetes.io/docs/reference/using-api/server-side-apply/#field-management
+ * @returns undefined when nothing has to be taken over, else the managedFields to write before the next apply
+ */
+export function takeOver(
+	managedFields: ManagedFieldsEntry[] = [],
+): ManagedFieldsEntry[] | undefined {
+	const foreign = managedFields.filter(
+		(entry) =>
+			entry.manager !== FIELD_MANAGER &&
+			!entry.subresource &&
+			touchesContent(entry.fieldsV1),
+	);
+	if (foreign.length === 0) return undefined;
+	const ours = managedFields.find(
+		(entry) =>
+			entry.manager === FIELD_MANAGER &&
+			entry.operation === "Apply" &&
+			!entry.subresource,
+	);
+	const base = ours ?? (foreign[0] as ManagedFieldsEntry);
+	const merged = [...foreign, ...(ours ? [ours] : [])]
+		.map((entry) => (entry.fieldsV1 ?? {}) as Fields)
+		.reduce(mergeFields);
+	return [
+		...managedFields.filter(
+			(entry) => !foreign.includes(entry) && entry !== ours,
+		),
+		{
+			...base,
+			manager: FIELD_MANAGER,
+			operation: "Apply",
+			fieldsV1: merged,
+		},
+	];
+}
+
+function touchesContent(fieldsV1: object | undefined): boolean {
+	const fields = (fieldsV1 ?? {}) as Fields;
+	if (fields["f:data"] || fields["f:stringData"] || fields["f:binaryData"])
+		return true;
+	const spec = structuredClone(fields["f:spec"]);
+	if (!spec) return false;
+	const template = spec["f:template"];
+	if (template) {
+		delete template["f:metadata"]?.["f:annotations"];
+		if (isEmpty(template["f:metadata"])) delete template["f:metadata"];
+		if (isEmpty(template)) delete spec["f:template"];
+	}
+	return !isEmpty(spec);
+}
+
+/** `.` stands for the field itself. */
+const isEmpty = (fields: Fields | undefined) =>
+	Object.keys(fields ?? {}).every((key) => key === ".");
+
+const mergeFields = (a: Fields, b: Fields): Fields => {
+	const merged: Fields = { ...a };
+	for (const [key, value] of Object.entries(b))
+		merged[key] = merged[key] ? mergeFields(merged[key], value) : value;
+	return merged;
+};

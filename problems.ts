@@ -1,0 +1,249 @@
+/**
+ * What can be wrong around an EtcdStorage, as sentences that name the object and the way out. Pure.
+ */
+import type { EtcdStorage, TargetStatus } from "./etcdstorage.ts";
+import type { ApiError, KubeObject } from "./kube.ts";
+import {
+	type Data,
+	type Environment,
+	FILLED_BY,
+	ownerOf,
+	secretText,
+} from "./manifests.ts";
+import type { CertificateFacts } from "./pki.ts";
+import type { Problem } from "./reconcile.ts";
+
+const describe = (target: TargetStatus) =>
+	`${target.kind} ${target.namespace}/${target.name}`;
+
+const certificatesProblem = (reason: string, message: string): Problem => ({
+	condition: "CertificatesReady",
+	reason,
+	message,
+	userError: true,
+});
+
+/** A spec that cannot be acted on keeps everything from being ready; what was deployed before stays as it is. */
+export const invalidSpec = (message: string): Problem[] =>
+	(["CertificatesReady", "Deployed"] as const).map((condition) => ({
+		condition,
+		reason: "InvalidSpec",
+		message,
+		userError: true,
+	}));
+
+/**
+ * Why a target must not, or cannot, be filled.
+ * @param found the object as read just now; undefined when it is not there
+ * @param others every other EtcdStorage
+ */
+export function targetProblem(
+	storage: EtcdStorage,
+	environment: Environment,
+	target: TargetStatus,
+	found: Data | undefined,
+	others: Iterable<EtcdStorage>,
+): Problem | undefined {
+	const what = describe(target);
+	const kind = target.kind.toLowerCase();
+	if (isOurOwn(environment, target, found))
+		return certificatesProblem(
+			"TargetIsOwn",
+			`${what} belongs to etcdproxy-controller itself and is not overwritten; name another ${target.kind} in the EtcdStorage's spec`,
+		);
+	if (!found)
+		return certificatesProblem(
+			"TargetMissing",
+			`${what} is not there; create it (and its namespace): kubectl -n ${target.namespace} create ${kind === "secret" ? "secret generic" : kind} ${target.name}`,
+		);
+	const claim = found.metadata.annotations?.[FILLED_BY];
+	if (claim !== undefined && claim !== storage.metadata.name)
+		for (const other of others)
+			if (other.metadata.name === claim && names(other, target))
+				return certificatesProblem(
+					"TargetTaken",
+					`${what} is filled by EtcdStorage ${claim}; name another ${target.kind} here, or remove it there`,
+				);
+	return undefined;
+}
+
+function isOurOwn(
+	environment: Environment,
+	target: TargetStatus,
+	found: Data | undefined,
+): boolean {
+	if (target.namespace !== environment.namespace) return false;
+	const core =
+		target.kind === "ConfigMap"
+			? environment.coreCAConfigMap
+			: environment.coreCertsSecret;
+	return (
+		target.name === core ||
+		/-(ca-cert|server-cert|client-signer|serving-signer)$/.test(target.name) ||
+		(found !== undefined && ownerOf(found) !== undefined)
+	);
+}
+
+/** Whether an EtcdStorage claims the target: by its spec, or because it still has to take back what it wrote there. */
+function names(storage: EtcdStorage, target: TargetStatus): boolean {
+	const list =
+		target.kind === "ConfigMap"
+			? storage.spec?.caCertConfigMap
+			: storage.spec?.clientCertSecret;
+	return [...(list ?? []), ...(storage.status?.targets ?? [])].some(
+		(one) => one.name === target.name && one.namespace === target.namespace,
+	);
+}
+
+/** A target that exists but could not be read or written. */
+export function targetError(
+	target: TargetStatus,
+	error: ApiError,
+	immutable: boolean,
+): Problem {
+	const what = describe(target);
+	const resource = `${target.kind.toLowerCase()}s`;
+	if (error.code === 403)
+		return certificatesProblem(
+			"TargetForbidden",
+			`${what} may not be read and written by etcdproxy-controller; grant get, update, patch on it: kubectl -n ${target.namespace} create role etcdproxy-${target.name} --verb=get,update,patch --resource=${resource} --resource-name=${target.name}, and a rolebinding to its ServiceAccount. (${error.message})`,
+		);
+	if (immutable)
+		return certificatesProblem(
+			"TargetImmutable",
+			`${what} is immutable and cannot be filled; delete it and create it again without "immutable: true": kubectl -n ${target.namespace} delete ${target.kind.toLowerCase()} ${target.name}`,
+		);
+	if (error.code === 404)
+		return certificatesProblem("TargetMissing", `${what} has just gone`);
+	if (error.code === 422 || error.code === 400)
+		return certificatesProblem(
+			"TargetRefused",
+			`${what} cannot be filled: ${error.message}`,
+		);
+	return {
+		condition: "CertificatesReady",
+		reason: "TargetUnreachable",
+		message: `${what} could not be read or written: ${error.message}`,
+		userError: false,
+	};
+}
+
+/** An object of ours that could not be written. */
+export const writeError = (
+	condition: Problem["condition"],
+	error: ApiError,
+): Problem => ({
+	condition,
+	reason: "FailedDeploying",
+	message: error.message,
+	userError: false,
+});
+
+/** An object of somebody else in the place of one of ours. It is neither adopted nor deleted. */
+export function nameTaken(
+	condition: Problem["condition"],
+	storage: EtcdStorage,
+	found: KubeObject,
+	kind: string,
+	namespace: string,
+): Problem {
+	const { name } = found.metadata;
+	const what = `${kind} ${namespace}/${name}`;
+	// The garbage collector is about to remove it: https://kubernetes.io/docs/concepts/architecture/garbage-collection/
+	if (ownerOf(found) === storage.metadata.name)
+		return {
+			condition,
+			reason: "PredecessorNotGone",
+			message: `${what} still belongs to a deleted EtcdStorage of the same name and goes with it`,
+			userError: false,
+		};
+	return {
+		condition,
+		reason: "NameTaken",
+		message: `${what} is there but does not belong to EtcdStorage ${storage.metadata.name}; delete it if nobody needs it (kubectl -n ${namespace} delete ${kind.toLowerCase()} ${name}), or create the EtcdStorage under another name`,
+		userError: true,
+	};
+}
+
+/** What was read of the core etcd's credentials; texts where the certificates could not be read. */
+export interface CoreCredentials {
+	ca: Data | undefined;
+	caCertificates: CertificateFacts[] | { unreadable: string };
+	secret: Data | undefined;
+	certificate: CertificateFacts | { unreadable: string };
+	keyMatches: boolean;
+}
+
+/** What is wrong with the core etcd's credentials, found before pods crash over it. */
+export function coreProblem(
+	environment: Environment,
+	core: CoreCredentials,
+	now: number,
+): Problem | undefined {
+	const { namespace } = environment;
+	const ca = `ConfigMap ${namespace}/${environment.coreCAConfigMap}`;
+	const secret = `Secret ${namespace}/${environment.coreCertsSecret}`;
+	const problem = (reason: string, message: string): Problem => ({
+		condition: "Deployed",
+		reason,
+		message,
+		userError: true,
+	});
+	const createCA = `kubectl -n ${namespace} create configmap ${environment.coreCAConfigMap} --from-file=ca.crt`;
+	const createSecret = `kubectl -n ${namespace} create secret tls ${environment.coreCertsSecret} --cert=client.crt --key=client.key`;
+
+	if (!core.ca)
+		return problem(
+			"CoreCredentialsMissing",
+			`${ca} with the core etcd's CA is not there; create it: ${createCA}`,
+		);
+	if (core.ca.data?.["ca.crt"] === undefined)
+		return problem(
+			"CoreCredentialsInvalid",
+			`${ca} has no key ca.crt; create it again: ${createCA}`,
+		);
+	if ("unreadable" in core.caCertificates)
+		return problem(
+			"CoreCredentialsInvalid",
+			`${ca}, key ca.crt, is unreadable (${core.caCertificates.unreadable}); put the core etcd's CA there, PEM`,
+		);
+	if (core.caCertificates.every((one) => one.notAfter <= now))
+		return problem(
+			"CoreCredentialsExpired",
+			`${ca}, key ca.crt, has expired; put the core etcd's present CA there`,
+		);
+
+	if (!core.secret)
+		return problem(
+			"CoreCredentialsMissing",
+			`${secret} with the client certificate for the core etcd is not there; create it: ${createSecret}`,
+		);
+	for (const key of ["tls.crt", "tls.key"])
+		if (!secretText(core.secret, key))
+			return problem(
+				"CoreCredentialsInvalid",
+				`${secret} has no key ${key}; create it again: ${createSecret}`,
+			);
+	if ("unreadable" in core.certificate)
+		return problem(
+			"CoreCredentialsInvalid",
+			`${secret} is unreadable (${core.certificate.unreadable}); create it again: ${createSecret}`,
+		);
+	if (!core.keyMatches)
+		return problem(
+			"CoreCredentialsInvalid",
+			`${secret}: tls.key does not belong to tls.crt; create it again: ${createSecret}`,
+		);
+	if (core.certificate.notAfter <= now)
+		return problem(
+			"CoreCredentialsExpired",
+			`${secret}: tls.crt expired at ${new Date(core.certificate.notAfter).toISOString()}; issue another client certificate from the core etcd's CA`,
+		);
+	// https://github.com/etcd-io/etcd/issues/11970
+	if (core.certificate.commonName !== "")
+		return problem(
+			"CoreCredentialsInvalid",
+			`${secret}: tls.crt has the Common Name "${core.certificate.commonName}", and etcd grpc-proxy refuses to start with a client certificate that has one; issue one without (openssl req -subj "/O=etcdproxy")`,
+		);
+	return undefined;
+}

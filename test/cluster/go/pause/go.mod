@@ -1,0 +1,3 @@
+module etcdproxy-controller/cluster/pause
+
+go 1.26.0
