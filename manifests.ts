@@ -38,7 +38,14 @@ export interface Environment {
 export interface Material {
 	signers: Record<
 		Domain,
-		{ pair: KeyPair; facts: CertificateFacts; cross?: string; bundle: string }
+		{
+			pair: KeyPair;
+			facts: CertificateFacts;
+			cross?: string;
+			trusted: CertificateFacts[];
+			/** `trusted` as it lies in ConfigMaps. */
+			bundle: string;
+		}
 	>;
 	/** By id, as in reconcile.ts; `pair.certificate` is the chain to be presented. */
 	leaves: Record<string, { pair: KeyPair; facts: CertificateFacts }>;

@@ -180,7 +180,8 @@ function check(options: Options): void {
 			`--log-format "${options["log-format"]}" must be text or json`,
 		);
 	const address = options["listen-addr"];
-	if (address !== "" && !/^(.*):\d{1,5}$/.test(address))
+	const port = /^.*:(\d+)$/.exec(address)?.[1];
+	if (address !== "" && !(Number(port) <= 65_535))
 		throw new UsageError(
 			`--listen-addr "${address}" must be host:port, or empty for none`,
 		);

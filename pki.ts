@@ -145,10 +145,8 @@ function read<T>(
 		if (label !== "CERTIFICATE")
 			throw new UnreadableError(`${where}: ${label ?? "damaged PEM"}`);
 		try {
-			const der = Uint8Array.fromBase64(base64, {
-				lastChunkHandling: "strict",
-			});
-			return decode(readDER(der), der);
+			const { x509, der } = decodeOnce(base64);
+			return decode(x509, der);
 		} catch (error) {
 			// asn1js and pkijs meet damage with errors of every kind
 			const known = error instanceof UnreadableError;
@@ -163,6 +161,26 @@ function read<T>(
 }
 
 /**
+ * The certificates read last, by their base64: pkijs takes milliseconds for one,
+ * and whatever is being issued and delivered is read several times in a row.
+ */
+const lastRead = new Map<string, { x509: pkijs.Certificate; der: Octets }>();
+const MOST_READ = 64;
+
+function decodeOnce(base64: string) {
+	let found = lastRead.get(base64);
+	if (!found) {
+		const der = Uint8Array.fromBase64(base64, { lastChunkHandling: "strict" });
+		found = { x509: readDER(der), der };
+	}
+	lastRead.delete(base64);
+	lastRead.set(base64, found);
+	for (const oldest of lastRead.keys())
+		if (lastRead.size > MOST_READ) lastRead.delete(oldest);
+	return found;
+}
+
+/**
  * pkijs skips what it does not expect, and its February has 31 days. Since DER
  * has one encoding only, whatever it misread encodes differently.
  */
@@ -173,7 +191,15 @@ function readDER(der: Octets): pkijs.Certificate {
 	return x509;
 }
 
+const factsRead = new WeakMap<pkijs.Certificate, CertificateFacts>();
+
 function factsOf(x509: pkijs.Certificate, der: Octets): CertificateFacts {
+	const facts = factsRead.get(x509) ?? extractFacts(x509, der);
+	factsRead.set(x509, facts);
+	return facts;
+}
+
+function extractFacts(x509: pkijs.Certificate, der: Octets): CertificateFacts {
 	const { serialNumber, notBefore, notAfter, subjectPublicKeyInfo } = x509;
 	const subject = decodeName(x509.subject);
 	const constraints = find(
@@ -270,7 +296,7 @@ function readKey(pem: string) {
 		return createPrivateKey(pem);
 	} catch {
 		// without the cause: no error may carry a part of a key
-		throw new UnreadableError("private key: not a PEM without encryption");
+		throw new UnreadableError("private key: not an unencrypted key in PEM");
 	}
 }
 

@@ -165,13 +165,18 @@ export function nameTaken(
 	};
 }
 
-/** What was read of the core etcd's credentials; texts where the certificates could not be read. */
+/** The core etcd's credentials as they lie in the controller's namespace; absent where the object is. */
 export interface CoreCredentials {
-	ca: Data | undefined;
-	caCertificates: CertificateFacts[] | { unreadable: string };
-	secret: Data | undefined;
-	certificate: CertificateFacts | { unreadable: string };
-	keyMatches: boolean;
+	ca?: {
+		object: Data;
+		certificates: CertificateFacts[] | { unreadable: string };
+	};
+	client?: {
+		object: Data;
+		certificate:
+			| { facts: CertificateFacts; keyMatches: boolean }
+			| { unreadable: string };
+	};
 }
 
 /** What is wrong with the core etcd's credentials, found before pods crash over it. */
@@ -197,53 +202,56 @@ export function coreProblem(
 			"CoreCredentialsMissing",
 			`${ca} with the core etcd's CA is not there; create it: ${createCA}`,
 		);
-	if (core.ca.data?.["ca.crt"] === undefined)
+	if (core.ca.object.data?.["ca.crt"] === undefined)
 		return problem(
 			"CoreCredentialsInvalid",
 			`${ca} has no key ca.crt; create it again: ${createCA}`,
 		);
-	if ("unreadable" in core.caCertificates)
+	const authorities = core.ca.certificates;
+	if ("unreadable" in authorities)
 		return problem(
 			"CoreCredentialsInvalid",
-			`${ca}, key ca.crt, is unreadable (${core.caCertificates.unreadable}); put the core etcd's CA there, PEM`,
+			`${ca}, key ca.crt, is unreadable (${authorities.unreadable}); put the core etcd's CA there, PEM`,
 		);
-	if (core.caCertificates.every((one) => one.notAfter <= now))
+	if (authorities.every((one) => one.notAfter <= now))
 		return problem(
 			"CoreCredentialsExpired",
 			`${ca}, key ca.crt, has expired; put the core etcd's present CA there`,
 		);
 
-	if (!core.secret)
+	if (!core.client)
 		return problem(
 			"CoreCredentialsMissing",
 			`${secret} with the client certificate for the core etcd is not there; create it: ${createSecret}`,
 		);
 	for (const key of ["tls.crt", "tls.key"])
-		if (!secretText(core.secret, key))
+		if (!secretText(core.client.object, key))
 			return problem(
 				"CoreCredentialsInvalid",
 				`${secret} has no key ${key}; create it again: ${createSecret}`,
 			);
-	if ("unreadable" in core.certificate)
+	const { certificate } = core.client;
+	if ("unreadable" in certificate)
 		return problem(
 			"CoreCredentialsInvalid",
-			`${secret} is unreadable (${core.certificate.unreadable}); create it again: ${createSecret}`,
+			`${secret} is unreadable (${certificate.unreadable}); create it again: ${createSecret}`,
 		);
-	if (!core.keyMatches)
+	const { facts, keyMatches } = certificate;
+	if (!keyMatches)
 		return problem(
 			"CoreCredentialsInvalid",
 			`${secret}: tls.key does not belong to tls.crt; create it again: ${createSecret}`,
 		);
-	if (core.certificate.notAfter <= now)
+	if (facts.notAfter <= now)
 		return problem(
 			"CoreCredentialsExpired",
-			`${secret}: tls.crt expired at ${new Date(core.certificate.notAfter).toISOString()}; issue another client certificate from the core etcd's CA`,
+			`${secret}: tls.crt expired at ${new Date(facts.notAfter).toISOString()}; issue another client certificate from the core etcd's CA`,
 		);
 	// https://github.com/etcd-io/etcd/issues/11970
-	if (core.certificate.commonName !== "")
+	if (facts.commonName !== "")
 		return problem(
 			"CoreCredentialsInvalid",
-			`${secret}: tls.crt has the Common Name "${core.certificate.commonName}", and etcd grpc-proxy refuses to start with a client certificate that has one; issue one without (openssl req -subj "/O=etcdproxy")`,
+			`${secret}: tls.crt has the Common Name "${facts.commonName}", and etcd grpc-proxy refuses to start with a client certificate that has one; issue one without (openssl req -subj "/O=etcdproxy")`,
 		);
 	return undefined;
 }

@@ -338,8 +338,8 @@ export interface Outcome {
 		facts: CertificateFacts;
 		renewalTime: number;
 	}[];
-	/** Earliest expiry of a CA that is trusted but no longer signs: the bundle is due then. */
-	bundleExpiry?: number;
+	/** When the first of the trusted CAs has expired, and leaves the bundle. */
+	bundleExpiry: number;
 	/** Targets that carry something of ours. */
 	targets: TargetStatus[];
 	/** The Deployment's own words about itself. */
@@ -555,7 +555,7 @@ export function nextVisit(
 		: TARGET_POLL;
 	const due = Math.min(
 		...outcome.certificates.map((one) => one.renewalTime),
-		outcome.bundleExpiry ?? Number.POSITIVE_INFINITY,
+		outcome.bundleExpiry,
 	);
 	return Math.max(
 		1_000,

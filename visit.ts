@@ -92,6 +92,7 @@ export async function visit(
 		issued: [],
 		written: [],
 		certificates: [],
+		bundleExpiry: Number.POSITIVE_INFINITY,
 		targets: storage.status?.targets ?? [],
 	};
 	const spec = readSpec(storage);
@@ -217,7 +218,7 @@ class Visit {
 		const fillable = await this.#fillableTargets();
 		const observed = await this.#observe(fillable);
 		const plan = decide(this.#spec, environment.namespace, observed, now());
-		const coreCA = core.ca?.data?.["ca.crt"] ?? "";
+		const coreCA = core.ca?.object.data?.["ca.crt"] ?? "";
 		const material = await issue(plan, observed, coreCA, now());
 
 		// A certificate whose signer is not kept must not get about.
@@ -286,9 +287,13 @@ class Visit {
 			const found = owned.Secret.get(secretName);
 			return found && isOwnedBy(found, this.#storage) ? found : undefined;
 		};
+		const signer = (domain: Domain): Found<Signer> => {
+			const found = secret(names.signer(name, domain));
+			return found ? observeSigner(found) : { missing: true };
+		};
 		const signers = {
-			client: observeSigner(secret(names.signer(name, "client"))),
-			serving: observeSigner(secret(names.signer(name, "serving"))),
+			client: signer("client"),
+			serving: signer("serving"),
 		};
 		const leaves: Observed["leaves"] = {
 			server: await observeLeaf(
@@ -368,7 +373,7 @@ class Visit {
 		try {
 			if (live && managedFields) {
 				const { resourceVersion } = live.metadata;
-				await kube.patch(
+				const { metadata } = await kube.patch<KubeObject>(
 					{
 						apiVersion: desired.apiVersion,
 						kind: desired.kind,
@@ -389,12 +394,16 @@ class Visit {
 					],
 					"json",
 				);
+				// What had to be as observed was, and is newer now.
+				if (desired.metadata.resourceVersion && metadata.resourceVersion)
+					desired.metadata.resourceVersion = metadata.resourceVersion;
 			}
 			cache.wrote(await kube.apply(desired));
 			this.#wrote(desired, live ? "configured" : "created");
 			return true;
 		} catch (error) {
-			if (!(error instanceof ApiError)) throw error;
+			// Another writer was faster: no failure, but a reason to look again.
+			if (!(error instanceof ApiError) || error.code === 409) throw error;
 			this.#outcome.problems.push(writeError(condition, error));
 			return false;
 		}
@@ -437,14 +446,13 @@ class Visit {
 			issued.push(`${due.domain}-signer (${due.reason})`);
 		for (const due of plan.leaves) issued.push(`${due.id} (${due.reason})`);
 		for (const domain of domains) {
-			const { facts, bundle } = material.signers[domain];
+			const { facts, trusted } = material.signers[domain];
 			const renewalTime = signerRenewalTime(this.#spec, domain, facts);
 			list.push({ id: `${domain}-signer`, domain, facts, renewalTime });
-			for (const { notAfter } of pki.parseCertificates(bundle))
-				this.#outcome.bundleExpiry = Math.min(
-					this.#outcome.bundleExpiry ?? Number.POSITIVE_INFINITY,
-					notAfter + 1000,
-				);
+			this.#outcome.bundleExpiry = Math.min(
+				this.#outcome.bundleExpiry,
+				...trusted.map((one) => one.notAfter + 1000),
+			);
 		}
 		for (const [id, { facts }] of Object.entries(material.leaves)) {
 			const domain = leafDomain(id);
@@ -501,11 +509,13 @@ async function issue(
 		if (due) return issueSigner(due, found, now);
 		if (!("pair" in found)) throw new Error(`${domain} signer: not due`);
 		const { pair, facts, cross } = found;
+		const trusted = found.bundle.filter((one) => now <= one.notAfter);
 		return {
 			pair,
 			facts,
 			...(cross && now <= cross.notAfter && { cross: cross.pem }),
-			bundle: pki.bundle(found.bundle, now),
+			trusted,
+			bundle: pki.bundle(trusted, now),
 		};
 	};
 	const [client, serving] = await Promise.all(domains.map(signer));
@@ -543,11 +553,13 @@ async function issueSigner(
 					validity: due.crossSign,
 				})
 			: undefined;
+	const trusted = [...due.keep, facts].filter((one) => now <= one.notAfter);
 	return {
 		pair,
 		facts,
 		...(cross && { cross }),
-		bundle: pki.bundle([...due.keep, facts], now),
+		trusted,
+		bundle: pki.bundle(trusted, now),
 	};
 }
 
@@ -568,8 +580,26 @@ function readable<T>(read: () => T): T | { unreadable: string } {
 	}
 }
 
-function observeSigner(secret: Data | undefined): Found<Signer> {
-	if (!secret) return { missing: true };
+/**
+ * Remembers what was read from an object for as long as that object is the one in the cache: to read a certificate with
+ * pkijs takes milliseconds, and nearly every visit finds what the one before has found.
+ */
+function remembering<T>(read: (object: Data) => T) {
+	const known = new WeakMap<Data, T>();
+	return (object: Data): T => {
+		const value = known.get(object) ?? read(object);
+		known.set(object, value);
+		return value;
+	};
+}
+
+const observeSigner = remembering(readSigner);
+const leavesRead = new WeakMap<
+	Data,
+	{ signer: Found<Signer>; leaf: Found<Leaf> }
+>();
+
+function readSigner(secret: Data): Found<Signer> {
 	const found = readable(() => {
 		const certificate = secretText(secret, "tls.crt") ?? "";
 		const key = secretText(secret, "tls.key") ?? "";
@@ -595,8 +625,20 @@ async function observeLeaf(
 	secret: Data | undefined,
 	signer: Found<Signer>,
 ): Promise<Found<Leaf>> {
-	const certificate = secret && secretText(secret, "tls.crt");
-	const key = secret && secretText(secret, "tls.key");
+	if (!secret) return { missing: true };
+	const known = leavesRead.get(secret);
+	if (known?.signer === signer) return known.leaf;
+	const leaf = await readLeaf(secret, signer);
+	leavesRead.set(secret, { signer, leaf });
+	return leaf;
+}
+
+async function readLeaf(
+	secret: Data,
+	signer: Found<Signer>,
+): Promise<Found<Leaf>> {
+	const certificate = secretText(secret, "tls.crt");
+	const key = secretText(secret, "tls.key");
 	// Placeholders of the type kubernetes.io/tls carry both keys with empty values.
 	if (!certificate && !key) return { missing: true };
 	const found = readable(() => {
@@ -615,23 +657,26 @@ async function observeLeaf(
 	return { ...found, signedBySigner };
 }
 
+const readCoreCA = remembering((ca) =>
+	readable(() => pki.parseCertificates(ca.data?.["ca.crt"] ?? "")),
+);
+
+const readCoreCertificate = remembering((secret) =>
+	readable(() => {
+		const facts = first(secretText(secret, "tls.crt") ?? "");
+		const key = secretText(secret, "tls.key") ?? "";
+		return { facts, keyMatches: pki.keyMatches(facts, key) };
+	}),
+);
+
 function observeCore({ environment, owned }: Context): CoreCredentials {
 	const ca = owned.ConfigMap.get(environment.coreCAConfigMap);
 	const secret = owned.Secret.get(environment.coreCertsSecret);
-	const certificate = readable(() =>
-		first((secret && secretText(secret, "tls.crt")) ?? ""),
-	);
-	const key = (secret && secretText(secret, "tls.key")) ?? "";
 	return {
-		ca,
-		caCertificates: readable(() =>
-			pki.parseCertificates(ca?.data?.["ca.crt"] ?? ""),
-		),
-		secret,
-		certificate,
-		keyMatches:
-			!("unreadable" in certificate) &&
-			readable(() => pki.keyMatches(certificate, key)) === true,
+		...(ca && { ca: { object: ca, certificates: readCoreCA(ca) } }),
+		...(secret && {
+			client: { object: secret, certificate: readCoreCertificate(secret) },
+		}),
 	};
 }
 

@@ -202,6 +202,37 @@ describe("a certificate's profile", () => {
 		expect(usage((await newServer(ca)).certificate)).toBe("03020780");
 	});
 
+	test("a signer made elsewhere is named by the key identifier that it states", async () => {
+		for (const identifier of ["hash", "none"]) {
+			const args = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
+			const extensions = ["keyUsage=critical,keyCertSign"].concat(
+				`subjectKeyIdentifier=${identifier}`,
+			);
+			const { text } = openssl(
+				[
+					"req",
+					"-x509",
+					"-nodes",
+					...args,
+					"-keyout",
+					"-",
+					"-subj",
+					"/CN=x",
+				].concat(extensions.flatMap((value) => ["-addext", value])),
+			);
+			const certificate = text.slice(text.indexOf("-----BEGIN CERT"));
+			const signer = { certificate, key: text.slice(0, -certificate.length) };
+			const { notBefore, notAfter } = only(certificate);
+			const leaf = await newServer(signer, { notBefore, notAfter });
+			const strict = identifier === "hash" ? ["-x509_strict"] : [];
+			const verified = openssl(["verify", ...strict, "-CAfile", "ca", "leaf"], {
+				ca: certificate,
+				leaf: leaf.certificate,
+			});
+			expect(verified.text).toBe("leaf: OK\n");
+		}
+	});
+
 	test("a leaf serves only its own purpose", async () => {
 		const ca = await newCA();
 		const server = (await newServer(ca)).certificate;
@@ -772,6 +803,32 @@ describe("unreadable input", () => {
 		expect(message(pem + toPEM(trailing) + pem)).toBe(
 			"certificate 2 of 3: malformed, or not DER",
 		);
+	});
+
+	test("base64 without its padding is refused, as Go refuses it", async () => {
+		let { certificate } = await newCA();
+		while (!certificate.includes("=")) ({ certificate } = await newCA());
+		expectUnreadable(() => parseCertificates(certificate.replaceAll("=", "")));
+	});
+
+	test("a malformed extension is not an absent one", async () => {
+		const { certificate } = await newServer(await newCA());
+		for (const [id, extension] of [
+			["2.5.29.19", "0603551d130101ff040230"], // basic constraints
+			["2.5.29.37", "0603551d25040c30"], // extended key usage
+			["2.5.29.17", /0603551d1104..30/], // alternative names
+		] as const) {
+			const hex = der(certificate).toString("hex");
+			const [found = ""] = hex.match(extension) ?? [];
+			expect(found).not.toBe("");
+			// a SET where a SEQUENCE belongs
+			const changed = hex.replace(found, found.replace(/30$/, "31"));
+			expect(
+				expectUnreadable(() =>
+					parseCertificates(toPEM(Buffer.from(changed, "hex"))),
+				),
+			).toBe(`certificate 1 of 1: malformed extension ${id}`);
+		}
 	});
 
 	test("text around the blocks and any line ends are no matter", async () => {

@@ -392,6 +392,7 @@ const outcome = (more: Partial<Outcome> = {}): Outcome => ({
 	issued: [],
 	written: [],
 	certificates: [],
+	bundleExpiry: Number.POSITIVE_INFINITY,
 	targets: [],
 	availability: { available: true, ready: 3, wanted: 3 },
 	...more,

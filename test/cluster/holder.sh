@@ -1,7 +1,39 @@
-# The first process of the node's namespaces: prepares them, then stays as their pause process.
-# Usage: holder.sh WORKDIR NODE_ADDRESS DNS_ADDRESS PAUSE_BINARY
+# Makes the node: namespaces and cgroups of its own, held by one process at whose end the kernel ends all the rest.
+# Usage: sh holder.sh WORKDIR NODE_ADDRESS DNS_ADDRESS PAUSE_BINARY
 set -eu
 dir=$1 address=$2 dns=$3 pause=$4
+name=$(basename "$dir")
+
+# The mount points of cgroups: one in version 2, one for each hierarchy in version 1.
+cgroups() {
+	if [ -e /sys/fs/cgroup/cgroup.procs ]; then
+		echo /sys/fs/cgroup
+	else
+		dirname /sys/fs/cgroup/*/cgroup.procs
+	fi
+}
+
+# First time, outside: into a cgroup of the node's own, the root of its cgroup namespace.
+if [ "${5-}" != inside ]; then
+	for cgroup in $(cgroups); do
+		mkdir "$cgroup/$name"
+		if [ -e "$cgroup/cpuset.cpus" ] && [ -e "$cgroup/cgroup.clone_children" ]; then
+			# Version 1: a new cgroup has no CPUs until it is given some.
+			cat "$cgroup/cpuset.cpus" >"$cgroup/$name/cpuset.cpus"
+			cat "$cgroup/cpuset.mems" >"$cgroup/$name/cpuset.mems"
+			echo 1 >"$cgroup/$name/cgroup.clone_children"
+		fi
+		echo 0 >"$cgroup/$name/cgroup.procs"
+	done
+	exec unshare --cgroup --net --mount --propagation=private --ipc --pid --fork --kill-child --mount-proc -- \
+		sh "$0" "$@" inside
+fi
+
+for cgroup in $(cgroups); do
+	mount --bind "$cgroup/$name" "$cgroup"
+	mkdir "$cgroup/init"
+	echo 0 >"$cgroup/init/cgroup.procs"
+done
 
 # Sockets, pod namespaces and state of the runtime live and die with the mount namespace.
 resolv=$(readlink -f /etc/resolv.conf)
@@ -19,28 +51,6 @@ for path in /var/lib /var/log; do
 	mkdir -p "$upper" "$upper.work"
 	mount -t overlay overlay -o "lowerdir=$path,upperdir=$upper,workdir=$upper.work" "$path"
 done
-
-# What is the root of each cgroup hierarchy in here is a cgroup of this cluster outside, where it can be told from others.
-name=$(basename "$dir")
-confine() {
-	mkdir "$1/$name"
-	# Version 1: a new cgroup has no CPUs until it is given some.
-	for file in cpuset.cpus cpuset.mems; do
-		[ ! -e "$1/notify_on_release" ] || [ ! -e "$1/$file" ] || cat "$1/$file" >"$1/$name/$file"
-	done
-	mount --bind "$1/$name" "$1"
-}
-if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
-	# Version 2: a cgroup has the controllers that its parent hands down.
-	for controller in $(cat /sys/fs/cgroup/cgroup.controllers); do
-		echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control || echo "no controller $controller for the node" >&2
-	done
-	confine /sys/fs/cgroup
-else
-	for hierarchy in /sys/fs/cgroup/*/; do
-		[ ! -e "$hierarchy/cgroup.procs" ] || confine "${hierarchy%/}"
-	done
-fi
 
 # Endpoints of a Service must not be loopback addresses, so a device of its own is the node.
 # The kubelet looks for the default route.

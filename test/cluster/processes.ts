@@ -139,14 +139,17 @@ export class Child {
 	/** @throws Gone with the end of its log when the process has ended */
 	mustRun(): void {
 		if (this.running) return;
+		const how = this.#process.exitCode ?? this.#process.signalCode;
+		throw new Gone(`${this.name} has ended (${how})\n${this.logTail()}`);
+	}
+
+	/** The last lines of its output. */
+	logTail(lines = 15): string {
 		const tail = readFileSync(this.logFile, "utf8")
 			.trimEnd()
 			.split("\n")
-			.slice(-15)
-			.join("\n");
-		throw new Gone(
-			`${this.name} has ended (${this.#process.exitCode ?? this.#process.signalCode}), see ${this.logFile}:\n${tail}`,
-		);
+			.slice(-lines);
+		return `${this.logFile}:\n${tail.join("\n")}`;
 	}
 
 	kill(signal: NodeJS.Signals): void {
@@ -210,12 +213,13 @@ export class Processes {
 
 const prefix = "etcdproxy-cluster";
 
-/** Start time of a process in clock ticks after boot, as in proc(5) stat; with the pid it names a process for good. */
+/** Start time of a running process in clock ticks after boot, as in proc(5) stat; with the pid it names a process for good. */
 function startTime(pid: number | string): string | undefined {
 	try {
 		const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
 		// The second field, the name in parentheses, may itself contain spaces and parentheses.
-		return stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19];
+		const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+		return fields[0] === "Z" ? undefined : fields[19];
 	} catch (error) {
 		if (
 			error instanceof Error &&

@@ -1,0 +1,389 @@
+/** The main job from beginning to end: an EtcdStorage becomes the storage of a real API server. */
+import { readdir, readFile, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { Authority, type Certificate } from "./certificates.ts";
+import type { Cluster } from "./node.ts";
+import { etcdImage } from "./nodeconfig.ts";
+import { type Child, type Log, run, silent } from "./processes.ts";
+import { step } from "./steps.ts";
+
+const root = join(import.meta.dirname, "../..");
+const artifacts = join(root, "artifacts");
+
+const storage = "sample-apiserver";
+const coreUrl = "https://etcd-svc-1.etcd.svc:2379";
+const endpoint = `https://etcd-${storage}.kube-apiserver-storage.svc:2379`;
+const flunderKey =
+	"/registry/wardle.example.com/wardle.example.com/flunders/default/my-first-flunder";
+
+/** Images of the manifests and what stands in for them: nothing is pulled. */
+const replacements = {
+	"gcr.io/etcd-development/etcd:v3.7.3": etcdImage,
+	"registry.k8s.io/e2e-test-images/sample-apiserver:1.29.2":
+		"localhost/sample-apiserver:v0.37.2",
+};
+
+/** An etcd as etcdctl reaches it. */
+export interface EtcdClient {
+	url: string;
+	/** Path of the authority of its serving certificate. */
+	caFile: string;
+	certificate?: Certificate;
+}
+
+export interface Demo {
+	controller: Child;
+	/** The core etcd, without any prefix. */
+	core: EtcdClient;
+	/** The endpoint of the EtcdStorage with the certificate from its Secret. */
+	tenant: EtcdClient;
+}
+
+/**
+ * Brings everything up and checks what a user relies on.
+ * @throws Error at the first thing that is not so
+ */
+export async function runDemo(
+	cluster: Cluster,
+	log: Log = silent,
+): Promise<Demo> {
+	const binary = await step(log, "controller compiled", () =>
+		compileController(join(cluster.dir, "etcdproxy-controller")),
+	);
+	await step(log, "artifacts/deployment applied: CRD and RBAC", () =>
+		applyDeployment(cluster),
+	);
+	await step(log, "artifacts/etcd: the core etcd is ready", () =>
+		applyCoreEtcd(cluster),
+	);
+	const controller = await step(
+		log,
+		"controller started with its own ServiceAccount",
+		() => startController(cluster, binary),
+	);
+	await step(log, `EtcdStorage ${storage} is Ready`, async () => {
+		await applyFile(cluster, "demo/00-namespace.yaml");
+		await applyFile(cluster, "etcdstorage/example-etcdstorage.yaml");
+		await waitFor(cluster, "Ready", `etcdstorage/${storage}`).catch(
+			(error: Error) => {
+				throw new Error(`${error.message}\n${controller.logTail()}`, {
+					cause: error,
+				});
+			},
+		);
+	});
+	await step(
+		log,
+		"artifacts/demo: sample-apiserver is Available through the aggregation layer",
+		async () => {
+			await applyFile(cluster, "demo/01-sample-apiserver.yaml");
+			await waitFor(
+				cluster,
+				"Available",
+				"apiservice/v1alpha1.wardle.example.com",
+			);
+		},
+	);
+	await step(log, "Flunder created", () =>
+		applyFile(cluster, "demo/flunder.yaml"),
+	);
+	const core = await coreClient(cluster);
+	const tenant = await tenantClient(cluster);
+	await checkSeparation(cluster, core, tenant, log);
+	return { controller, core, tenant };
+}
+
+/** Applies a file of artifacts/, with the cluster's own images. */
+export async function applyFile(cluster: Cluster, file: string): Promise<void> {
+	await apply(cluster, await readFile(join(artifacts, file), "utf8"));
+}
+
+async function apply(cluster: Cluster, manifest: string): Promise<void> {
+	const local = Object.entries(replacements).reduce(
+		(text, [from, to]) => text.replaceAll(from, to),
+		manifest,
+	);
+	await cluster.kubectl(["apply", "--filename=-"], local);
+}
+
+/** Namespace, CRD and RBAC of artifacts/deployment; the controller itself runs outside the cluster. */
+export async function applyDeployment(cluster: Cluster): Promise<void> {
+	const files = (await readdir(join(artifacts, "deployment")))
+		.filter((name) => name.endsWith(".yaml"))
+		.sort();
+	for (const file of files) {
+		const documents = (
+			await readFile(join(artifacts, "deployment", file), "utf8")
+		).split(/^---$/m);
+		await apply(
+			cluster,
+			documents
+				.filter((document) => !/^kind: Deployment$/m.test(document))
+				.join("---"),
+		);
+	}
+	await waitFor(cluster, "Established", "crd/etcdstorages.etcd.xmudrii.com");
+}
+
+/** The example core etcd with new certificates; ready when it resolves. Needs the namespace of artifacts/deployment. */
+export async function applyCoreEtcd(cluster: Cluster): Promise<void> {
+	await applyFile(cluster, "etcd/etcd.yaml");
+	await apply(
+		cluster,
+		await run(["sh", join(artifacts, "etcd/certificates.sh")]),
+	);
+	await cluster.kubectl([
+		"rollout",
+		"status",
+		"--namespace=etcd",
+		"statefulset/etcd",
+		"--timeout=60s",
+	]);
+}
+
+/** Compiles the controller as it is shipped. @returns the path of the binary */
+export async function compileController(outfile: string): Promise<string> {
+	await run(
+		[
+			process.execPath,
+			"build",
+			"--compile",
+			"--minify",
+			"--outfile",
+			outfile,
+			join(root, "controller.ts"),
+		],
+		{
+			cwd: root,
+		},
+	);
+	return outfile;
+}
+
+/** Starts the controller in the cluster's network, with the rights of artifacts/deployment and no more. */
+export async function startController(
+	cluster: Cluster,
+	binary: string,
+	flags: string[] = [],
+): Promise<Child> {
+	const kubeconfig = await cluster.kubeconfigForServiceAccount(
+		"kube-apiserver-storage",
+		"etcdproxy-controller-sa",
+		24 * 3600,
+	);
+	return cluster.spawn("controller", [
+		binary,
+		`--kubeconfig=${kubeconfig}`,
+		`--etcd-core-url=${coreUrl}`,
+		`--etcd-proxy-image=${etcdImage}`,
+		...flags,
+	]);
+}
+
+/** @throws Error with the object's conditions when it does not come to that in `seconds` */
+export async function waitFor(
+	cluster: Cluster,
+	condition: string,
+	object: string,
+	seconds = 60,
+): Promise<void> {
+	try {
+		await cluster.kubectl([
+			"wait",
+			`--for=condition=${condition}`,
+			object,
+			`--timeout=${seconds}s`,
+		]);
+	} catch (error) {
+		const conditions =
+			'{range .status.conditions[*]}{.type}={.status} {.reason}: {.message}{"\\n"}{end}';
+		const found = await cluster.kubectl([
+			"get",
+			object,
+			`--output=jsonpath=${conditions}`,
+		]);
+		throw new Error(
+			`${object} is not ${condition} after ${seconds} s:\n${found}`,
+			{ cause: error },
+		);
+	}
+}
+
+/** Runs etcdctl in the cluster's network. @throws Error with what it says */
+export function etcdctl(
+	cluster: Cluster,
+	etcd: EtcdClient,
+	args: string[],
+): Promise<string> {
+	return cluster.exec([
+		cluster.binary("etcdctl"),
+		`--endpoints=${etcd.url}`,
+		`--cacert=${etcd.caFile}`,
+		...(etcd.certificate
+			? [
+					`--cert=${etcd.certificate.certFile}`,
+					`--key=${etcd.certificate.keyFile}`,
+				]
+			: []),
+		"--command-timeout=5s",
+		...args,
+	]);
+}
+
+/** The core etcd, with the certificate that the proxies have for it. */
+export function coreClient(cluster: Cluster): Promise<EtcdClient> {
+	return clientFrom(
+		cluster,
+		coreUrl,
+		"kube-apiserver-storage",
+		"etcd-coreserving-ca",
+		"ca.crt",
+		"etcd-coreserving-cert",
+	);
+}
+
+/** The endpoint of the EtcdStorage, with the certificate of its API server. */
+export function tenantClient(cluster: Cluster): Promise<EtcdClient> {
+	return clientFrom(
+		cluster,
+		endpoint,
+		"k8s-sample-apiserver",
+		"etcd-serving-ca",
+		"serving-ca.crt",
+		"etcd-client-cert",
+	);
+}
+
+async function clientFrom(
+	cluster: Cluster,
+	url: string,
+	namespace: string,
+	configMap: string,
+	caKey: string,
+	secret: string,
+): Promise<EtcdClient> {
+	const read = async (
+		kind: string,
+		name: string,
+	): Promise<Record<string, string>> =>
+		JSON.parse(
+			await cluster.kubectl([
+				"get",
+				kind,
+				name,
+				`--namespace=${namespace}`,
+				"--output=jsonpath={.data}",
+			]),
+		);
+	const [ca, pair] = await Promise.all([
+		read("configmap", configMap),
+		read("secret", secret),
+	]);
+	const path = (extension: string) =>
+		join(cluster.dir, `${secret}.${extension}`);
+	const decode = (key: string) => Buffer.from(pair[key] ?? "", "base64");
+	await Promise.all([
+		writeFile(path("ca"), ca[caKey] ?? ""),
+		writeFile(path("crt"), decode("tls.crt")),
+		writeFile(path("key"), decode("tls.key"), { mode: 0o600 }),
+	]);
+	return {
+		url,
+		caFile: path("ca"),
+		certificate: { certFile: path("crt"), keyFile: path("key") },
+	};
+}
+
+/** Checks who can see what. @throws Error at the first thing that is not so */
+async function checkSeparation(
+	cluster: Cluster,
+	core: EtcdClient,
+	tenant: EtcdClient,
+	log: Log,
+): Promise<void> {
+	const keys = async (etcd: EtcdClient) =>
+		(await etcdctl(cluster, etcd, ["get", "", "--from-key", "--keys-only"]))
+			.split("\n")
+			.filter((line) => line !== "");
+	const canary = "/another-tenant/canary";
+
+	await step(
+		log,
+		"the Flunder is read back through the API server",
+		async () => {
+			const name = await cluster.kubectl([
+				"get",
+				"flunder",
+				"my-first-flunder",
+				"--output=name",
+			]);
+			expect(
+				name.trim() === "flunder.wardle.example.com/my-first-flunder",
+				`kubectl get flunder says ${name}`,
+			);
+		},
+	);
+	await step(
+		log,
+		`in the core etcd its key is /${storage}/${flunderKey}`,
+		async () => {
+			await etcdctl(cluster, core, ["put", canary, "not for others"]);
+			const all = await keys(core);
+			expect(
+				all.includes(`/${storage}/${flunderKey}`) && all.includes(canary),
+				`the keys are\n${all.join("\n")}`,
+			);
+		},
+	);
+	await step(
+		log,
+		`through the endpoint it is ${flunderKey}, and ${canary} is not to be seen`,
+		async () => {
+			const all = await keys(tenant);
+			expect(
+				all.includes(flunderKey),
+				`no ${flunderKey} among\n${all.join("\n")}`,
+			);
+			const foreign = all.filter(
+				(key) => !key.startsWith("/registry/") && key !== "compact_rev_key",
+			);
+			expect(foreign.length === 0, `foreign keys: ${foreign.join(", ")}`);
+			expect(
+				(await etcdctl(cluster, tenant, ["get", canary])) === "",
+				`${canary} can be read`,
+			);
+		},
+	);
+	await step(log, "a client without a certificate is refused", async () => {
+		const { url, caFile } = tenant;
+		await expectRefusal(etcdctl(cluster, { url, caFile }, ["get", flunderKey]));
+	});
+	await step(
+		log,
+		"a client with a certificate of another authority is refused",
+		async () => {
+			const stranger = await Authority.create(
+				join(cluster.dir, "stranger"),
+				"stranger",
+			);
+			const certificate = await stranger.issue("client", {
+				subject: `/CN=${storage}`,
+			});
+			await expectRefusal(
+				etcdctl(cluster, { ...tenant, certificate }, ["get", flunderKey]),
+			);
+		},
+	);
+}
+
+function expect(condition: boolean, otherwise: string): void {
+	if (!condition) throw new Error(otherwise);
+}
+
+async function expectRefusal(attempt: Promise<string>): Promise<void> {
+	const result = await attempt.then(
+		(output) => `it was answered: ${output}`,
+		(error: Error) => error.message,
+	);
+	console.log(result);
+}
