@@ -197,6 +197,8 @@ class Visit {
 	readonly #spec: Spec;
 	readonly #context: Context;
 	readonly #outcome: Outcome;
+	/** The targets as they were read for this visit: what other visits read or write meanwhile decides nothing here. */
+	readonly #found = new Map<string, Data | undefined>();
 
 	constructor(
 		storage: EtcdStorage,
@@ -250,11 +252,13 @@ class Visit {
 		const { environment, targets, storages } = this.#context;
 		const checks = this.#spec.targets.map(async (target) => {
 			try {
+				const found = await targets.read(target, this.#maxAge());
+				this.#found.set(targetKey(target), found);
 				return targetProblem(
 					this.#storage,
 					environment,
 					target,
-					await targets.read(target, this.#maxAge()),
+					found,
 					storages.values(),
 				);
 			} catch (error) {
@@ -280,7 +284,7 @@ class Visit {
 	}
 
 	async #observe(fillable: TargetStatus[]): Promise<Observed> {
-		const { owned, targets } = this.#context;
+		const { owned } = this.#context;
 		const { name } = this.#spec;
 		// A foreign Secret of our name holds nothing that we would sign with.
 		const secret = (secretName: string) => {
@@ -304,7 +308,7 @@ class Visit {
 		for (const target of fillable)
 			if (target.kind === "Secret")
 				leaves[leafId(target)] = await observeLeaf(
-					targets.get(target),
+					this.#found.get(targetKey(target)),
 					signers.client,
 				);
 		return { signers, leaves };
@@ -398,6 +402,12 @@ class Visit {
 				if (desired.metadata.resourceVersion && metadata.resourceVersion)
 					desired.metadata.resourceVersion = metadata.resourceVersion;
 			}
+			// The flag cannot be taken back; the object can be replaced, for its content is known.
+			if (live && (live as Data).immutable)
+				await kube.delete(
+					{ ...live, name, namespace },
+					{ uid: live.metadata.uid ?? "" },
+				);
 			cache.wrote(await kube.apply(desired));
 			this.#wrote(desired, live ? "configured" : "created");
 			return true;
@@ -416,7 +426,7 @@ class Visit {
 			name: desired.metadata.name,
 			namespace: desired.metadata.namespace ?? "",
 		};
-		const live = targets.get(target);
+		const live = this.#found.get(targetKey(target));
 		if (isSubset(desired, live)) return true;
 		// The first to claim a target gets it: the other one's read is outdated by then.
 		const { annotations, resourceVersion } = live?.metadata ?? {};
@@ -426,8 +436,8 @@ class Visit {
 			targets.wrote(target, await kube.apply<Data>(desired));
 			this.#wrote(desired, "configured");
 		} catch (error) {
-			if (!(error instanceof ApiError)) throw error;
 			targets.forget(target);
+			if (!(error instanceof ApiError) || error.code === 409) throw error;
 			this.#outcome.problems.push(
 				targetError(target, error, live?.immutable ?? false),
 			);
@@ -680,6 +690,9 @@ function observeCore({ environment, owned }: Context): CoreCredentials {
 	};
 }
 
+const targetKey = ({ kind, namespace, name }: TargetStatus) =>
+	`${kind} ${namespace}/${name}`;
+
 /** Targets live where nothing can be watched: they are read, and what was read is remembered for a while. */
 export class TargetReader {
 	readonly #kube: Kube;
@@ -697,7 +710,7 @@ export class TargetReader {
 	 * @throws ApiError
 	 */
 	async read(target: TargetStatus, maxAge: number): Promise<Data | undefined> {
-		const known = this.#known.get(leafId(target) + target.kind);
+		const known = this.#known.get(targetKey(target));
 		if (known && performance.now() - known.readAt < maxAge) return known.object;
 		this.forget(target);
 		const { apiVersion, kind } = emptyTarget(target);
@@ -708,19 +721,14 @@ export class TargetReader {
 		return object;
 	}
 
-	/** What is known without asking. */
-	get(target: TargetStatus): Data | undefined {
-		return this.#known.get(leafId(target) + target.kind)?.object;
-	}
-
 	wrote(target: TargetStatus, object: Data | undefined): void {
-		this.#known.set(leafId(target) + target.kind, {
+		this.#known.set(targetKey(target), {
 			object,
 			readAt: performance.now(),
 		});
 	}
 
 	forget(target: TargetStatus): void {
-		this.#known.delete(leafId(target) + target.kind);
+		this.#known.delete(targetKey(target));
 	}
 }

@@ -134,11 +134,12 @@ export async function startControlPlane(
 			});
 			return writeKubeconfig(name, await certificateUser(certificate));
 		};
+		// The manager as an administrator: with a ServiceAccount for each controller it starts 5 s later.
 		const [adminKubeconfig, managerKubeconfig] = await Promise.all([
 			userKubeconfig("admin", "/O=system:masters/CN=admin"),
 			userKubeconfig(
 				"controller-manager",
-				"/CN=system:kube-controller-manager",
+				"/O=system:masters/CN=system:kube-controller-manager",
 			),
 			writeFile(join(dir, "audit-policy.yaml"), auditPolicy),
 		]);
@@ -285,7 +286,6 @@ export async function startControlPlane(
 					],
 					`--service-account-private-key-file=${pki.serviceAccountKey}`,
 					`--root-ca-file=${pki.cluster.certFile}`,
-					"--use-service-account-credentials",
 				]);
 				await until(
 					"the controller manager works",

@@ -27,8 +27,11 @@ export async function step<T>(
 	title: string,
 	work: () => Promise<T>,
 ): Promise<T> {
-	log(`  ${title} ...`, { transient: true });
 	const start = performance.now();
+	const tick = () =>
+		log(`  ${title} ... ${seconds(start)}`, { transient: true });
+	tick();
+	const timer = setInterval(tick, 1_000);
 	try {
 		const result = await work();
 		log(`✓ ${title} (${seconds(start)})`);
@@ -36,6 +39,8 @@ export async function step<T>(
 	} catch (error) {
 		log(`✗ ${title} (${seconds(start)})`);
 		throw error;
+	} finally {
+		clearInterval(timer);
 	}
 }
 
