@@ -12,9 +12,10 @@ import {
 	type Kind,
 	Kube,
 	type KubeObject,
+	type KubeOptions,
 	loadKubeConfig,
 } from "./kube.ts";
-import { elect, type Leadership } from "./leader.ts";
+import { elect, type Leadership, REQUEST_TIMEOUT_MS } from "./leader.ts";
 import { type Log, logger } from "./log.ts";
 import {
 	type Data,
@@ -38,12 +39,16 @@ import { type Context, finalize, TargetReader, visit } from "./visit.ts";
 
 /** EtcdStorages visited at once: enough to hide the API server's latency, few enough not to crowd it. */
 const CONCURRENCY = 8;
+/** How long visits that have begun may take after SIGTERM, well within a pod's 30 s of grace. */
+const DRAIN_MS = 5_000;
 
 class Controller {
 	readonly #log: Log;
 	readonly #context: Context;
 	readonly #queue: Queue;
 	readonly #metrics: Metrics;
+	/** With a connection of its own: nothing else may hold up a renewal. */
+	readonly #leaseClient: Kube;
 	readonly #certificates = new Map<string, Outcome["certificates"]>();
 	#leading = false;
 
@@ -53,13 +58,8 @@ class Controller {
 			concurrency: CONCURRENCY,
 			work: (name) => this.#work(name),
 			onError: (name, error, retryMs) => {
-				const message =
-					error instanceof ApiError ? error.message : Bun.inspect(error);
-				log(
-					"ERROR",
-					`${message}; next try in ${(retryMs / 1000).toFixed(1)}s`,
-					name,
-				);
+				const next = `next try in ${(retryMs / 1000).toFixed(1)}s`;
+				log("ERROR", `${explain(error)}; ${next}`, name);
 			},
 		});
 		this.#metrics = new Metrics(
@@ -67,11 +67,16 @@ class Controller {
 			() => this.#queue,
 			this.#certificates,
 		);
-		const kube = new Kube(loadKubeConfig(options.kubeconfig || undefined), {
-			fieldManager: FIELD_MANAGER,
-			onRequest: ({ verb, kind, code }) =>
-				this.#metrics.requests.inc({ verb, kind, code }),
-		});
+		const config = loadKubeConfig(options.kubeconfig || undefined);
+		const client = (more: Partial<KubeOptions> = {}) =>
+			new Kube(config, {
+				fieldManager: FIELD_MANAGER,
+				onRequest: ({ verb, kind, code }) =>
+					this.#metrics.requests.inc({ verb, kind, code }),
+				...more,
+			});
+		const kube = client();
+		this.#leaseClient = client({ requestTimeoutMs: REQUEST_TIMEOUT_MS });
 		this.#context = {
 			kube,
 			environment: {
@@ -96,7 +101,7 @@ class Controller {
 
 	/** Runs until the signal aborts, or until leadership is lost. */
 	async run(signal: AbortSignal, leaderElection: boolean): Promise<void> {
-		const { kube, environment, storages, owned } = this.#context;
+		const { environment, storages, owned } = this.#context;
 		const stopped = new AbortController();
 		const stop = () => stopped.abort();
 		signal.addEventListener("abort", stop, { once: true });
@@ -113,7 +118,7 @@ class Controller {
 		];
 		let leadership: Leadership | undefined;
 		if (leaderElection) {
-			leadership = await elect(kube, {
+			leadership = await elect(this.#leaseClient, {
 				namespace: environment.namespace,
 				name: FIELD_MANAGER,
 				identity: `${hostname()}_${randomUUID()}`,
@@ -124,7 +129,7 @@ class Controller {
 		}
 		this.#leading = !stopped.signal.aborted;
 		this.#enqueueAll();
-		const lost = leadership?.lost.then((reason) => {
+		leadership?.lost.then((reason) => {
 			if (signal.aborted) return;
 			process.exitCode = 1;
 			this.#log("ERROR", `leadership lost: ${reason}`);
@@ -132,9 +137,13 @@ class Controller {
 		});
 		await Promise.all(follows);
 		this.#leading = false;
-		await this.#queue.stop();
-		if (signal.aborted) await leadership?.release();
-		await lost;
+		// Who has lost the lease does not wait for what still runs: the next leader does not, either.
+		if (!signal.aborted) return;
+		await Promise.race([this.#queue.stop(), Bun.sleep(DRAIN_MS)]);
+		await leadership?.release().catch((error) => {
+			if (!(error instanceof ApiError)) throw error;
+			this.#log("WARN", `the lease runs out by itself: ${error.message}`);
+		});
 	}
 
 	get synced(): boolean {
@@ -368,15 +377,21 @@ async function main(args: string[]): Promise<void> {
 	);
 	await controller.run(stop.signal, options["leader-elect"]);
 	await server?.stop(true);
+	// Requests that are not answered would keep the process.
+	process.exit();
+}
+
+/** What is expected to fail says so in a sentence; of anything else, a bug, all is shown. */
+function explain(error: unknown): string {
+	const expected =
+		error instanceof ApiError ||
+		error instanceof UsageError ||
+		(error instanceof Error && error.constructor === Error);
+	return expected ? error.message : Bun.inspect(error);
 }
 
 if (import.meta.main)
 	main(process.argv.slice(2)).catch((error: unknown) => {
-		const known =
-			error instanceof UsageError ||
-			(error instanceof Error && error.constructor === Error);
-		process.stderr.write(
-			`etcdproxy-controller: ${known ? (error as Error).message : Bun.inspect(error)}\n`,
-		);
+		process.stderr.write(`etcdproxy-controller: ${explain(error)}\n`);
 		process.exit(error instanceof UsageError ? 2 : 1);
 	});

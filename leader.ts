@@ -28,12 +28,14 @@ const LEASE_MS = 15_000;
 const RETRY_MS = 2_000;
 /** A leader that could not renew for this long stops, well before anybody else may take over. */
 const RENEW_DEADLINE_MS = 10_000;
+/** For the client that is used here: short enough to try again on another connection before the deadline. */
+export const REQUEST_TIMEOUT_MS = 3_000;
 
 /** Being the leader. */
 export interface Leadership {
 	/** Resolves with the reason when the lease could not be kept. */
 	lost: Promise<string>;
-	/** Ends it, so that another replica takes over at once. */
+	/** Ends it, so that another replica takes over at once. Rejects with ApiError where the lease has to run out instead. */
 	release(): Promise<void>;
 }
 
@@ -105,36 +107,55 @@ function take(
 
 function keep(kube: Kube, options: ElectionOptions, taken: Lease): Leadership {
 	const ref = reference(options);
-	const released = new AbortController();
+	const over = new AbortController();
+	const lost = Promise.withResolvers<string>();
 	let version = taken.metadata.resourceVersion;
-	const renew = async (): Promise<string> => {
-		let renewed = performance.now();
-		while (!released.signal.aborted) {
-			await pause(RETRY_MS, released.signal);
-			const begun = performance.now();
-			try {
-				const patch = {
-					metadata: { resourceVersion: version },
-					spec: { renewTime: microTime() },
-				};
-				const lease = await kube.patch<Lease>(ref, patch, "merge");
-				version = lease.metadata.resourceVersion;
-				renewed = begun;
-			} catch (error) {
-				if (!(error instanceof ApiError)) throw error;
-				if (error.code === 409 || error.code === 404) return error.message;
-				if (performance.now() - renewed > RENEW_DEADLINE_MS)
-					return `not renewed for ${RENEW_DEADLINE_MS / 1000}s: ${error.message}`;
-			}
-		}
-		return "released";
+	let trouble = "no answer";
+	const end = (reason: string) => {
+		over.abort();
+		clearTimeout(deadline);
+		lost.resolve(reason);
 	};
-	const lost = renew();
+	// A timer, since a request on a dead connection does not even fail in time.
+	const giveUp = () =>
+		end(`not renewed for ${RENEW_DEADLINE_MS / 1000}s: ${trouble}`);
+	let deadline = setTimeout(giveUp, RENEW_DEADLINE_MS);
+
+	const renew = async () => {
+		const patch = {
+			metadata: { resourceVersion: version },
+			spec: { renewTime: microTime() },
+		};
+		try {
+			const lease = await kube.patch<Lease>(ref, patch, "merge");
+			version = lease.metadata.resourceVersion;
+			clearTimeout(deadline);
+			if (!over.signal.aborted)
+				deadline = setTimeout(giveUp, RENEW_DEADLINE_MS);
+		} catch (error) {
+			if (!(error instanceof ApiError)) throw error;
+			trouble = error.message;
+			if (error.code === 404) end("its Lease was deleted");
+			// Not lost yet: it may be our own renewal, whose answer did not arrive, or somebody's label.
+			if (error.code !== 409) return;
+			const lease = await attempt(() => kube.get<Lease>(ref));
+			const leader = lease?.spec?.holderIdentity;
+			if (lease && leader !== options.identity)
+				end(`${leader || "nobody"} leads`);
+			version = lease?.metadata.resourceVersion ?? version;
+		}
+	};
+	const renewals = (async () => {
+		while (!over.signal.aborted) {
+			await pause(RETRY_MS, over.signal);
+			if (!over.signal.aborted) await renew();
+		}
+	})();
 	return {
-		lost,
+		lost: lost.promise,
 		async release() {
-			released.abort();
-			await lost;
+			end("released");
+			await renewals;
 			const patch = {
 				metadata: { resourceVersion: version },
 				spec: { holderIdentity: "", leaseDurationSeconds: 1 },

@@ -205,7 +205,8 @@ export function certificates(
 			data: tls(server),
 		},
 		...targets.flatMap((target) => {
-			const leaf = material.leaves[leafId(target)];
+			const leaf =
+				target.kind === "Secret" ? material.leaves[leafId(target)] : undefined;
 			return leaf ? [targetObject(storage, target, leaf.facts, tls(leaf))] : [];
 		}),
 	];
@@ -238,7 +239,31 @@ function targetObject(
 	};
 }
 
-/** Applied, it takes back all that was ever applied to the target. */
+/**
+ * A JSON merge patch (RFC 7386) that takes all of ours out of a target. To apply an object without our fields would
+ * not: after a restore from a backup they are the fields of whoever restored them.
+ * @param live the target as it is
+ */
+export function withoutOurs(live: Data & { type?: string }): object {
+	// Such a Secret must keep its two keys: https://kubernetes.io/docs/concepts/configuration/secret/#tls-secrets
+	const none = live.type === "kubernetes.io/tls" ? "" : null;
+	return {
+		metadata: {
+			annotations: {
+				[FILLED_BY]: null,
+				[EXPIRY]: null,
+				[SIGNED_BY]: null,
+				[CA_HASH]: null,
+			},
+		},
+		data:
+			live.kind === "ConfigMap"
+				? { "serving-ca.crt": null }
+				: { "tls.crt": none, "tls.key": none },
+	};
+}
+
+/** The target with nothing in it. */
 export const emptyTarget = (target: TargetStatus): Data => ({
 	apiVersion: "v1",
 	kind: target.kind,
@@ -407,12 +432,21 @@ export function availability(deployment: Deployment | undefined) {
 	};
 }
 
-/** Whether the object belongs to this very EtcdStorage. */
-export const isOwnedBy = (object: KubeObject, storage: EtcdStorage) =>
-	object.metadata.ownerReferences?.some(
+/**
+ * Whether the object, which has the name of one of the EtcdStorage's, belongs to this very EtcdStorage. One without
+ * any owner does if we have written it: somebody took the owner away, as `kubectl delete --cascade=orphan` does.
+ */
+export function isOwnedBy(
+	{ metadata: { ownerReferences = [], managedFields = [] } }: KubeObject,
+	storage: EtcdStorage,
+): boolean {
+	if (ownerReferences.length === 0)
+		return managedFields.some(({ manager }) => manager === FIELD_MANAGER);
+	return ownerReferences.some(
 		(owner) =>
 			owner.kind === "EtcdStorage" && owner.uid === storage.metadata.uid,
-	) ?? false;
+	);
+}
 
 /** The EtcdStorage, dead or alive, that the object belongs to. */
 export const ownerOf = (object: KubeObject): string | undefined =>

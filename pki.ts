@@ -114,10 +114,13 @@ export async function verifies(
 	certificate: string,
 	issuer: string,
 ): Promise<boolean> {
-	const [subject] = read(certificate, (x509) => x509);
-	const [signer] = read(issuer, (x509) => x509);
-	// pkijs throws when the signature has not even the shape of the key's
-	return subject.verify(signer).catch(() => false);
+	const readable = (base64: string) => {
+		factsOf(base64);
+		return base64;
+	};
+	const [subject] = read(certificate, readable);
+	const [signer] = read(issuer, readable);
+	return signatures.get(`${subject}|${signer}`);
 }
 
 /**
@@ -133,11 +136,8 @@ export function bundle(certificates: CertificateFacts[], now: number): string {
 	return sorted.map(({ pem }) => pem).join("");
 }
 
-/** Decodes every certificate of a PEM text, or throws an UnreadableError. */
-function read<T>(
-	pem: string,
-	decode: (x509: pkijs.Certificate, der: Octets) => T,
-): [T, ...T[]] {
+/** Reads every certificate of a PEM text, or throws an UnreadableError. */
+function read<T>(pem: string, each: (base64: string) => T): [T, ...T[]] {
 	const [preface = "", ...blocks] = pem.split("-----BEGIN ");
 	const decoded = blocks.map((block, index) => {
 		const where = `certificate ${index + 1} of ${blocks.length}`;
@@ -145,8 +145,7 @@ function read<T>(
 		if (label !== "CERTIFICATE")
 			throw new UnreadableError(`${where}: ${label ?? "damaged PEM"}`);
 		try {
-			const { x509, der } = decodeOnce(base64);
-			return decode(x509, der);
+			return each(base64.replace(/\s/g, ""));
 		} catch (error) {
 			// asn1js and pkijs meet damage with errors of every kind
 			const known = error instanceof UnreadableError;
@@ -161,24 +160,49 @@ function read<T>(
 }
 
 /**
- * The certificates read last, by their base64: pkijs takes milliseconds for one,
- * and whatever is being issued and delivered is read several times in a row.
+ * The latest answers of a costly pure function: pkijs takes milliseconds for a
+ * certificate, and the same ones are read at nearly every look at the cluster.
  */
-const lastRead = new Map<string, { x509: pkijs.Certificate; der: Octets }>();
-const MOST_READ = 64;
+class Remembered<T> {
+	readonly #known = new Map<string, T>();
+	readonly #most: number;
+	readonly #compute: (key: string) => T;
 
-function decodeOnce(base64: string) {
-	let found = lastRead.get(base64);
-	if (!found) {
-		const der = Uint8Array.fromBase64(base64, { lastChunkHandling: "strict" });
-		found = { x509: readDER(der), der };
+	constructor(most: number, compute: (key: string) => T) {
+		this.#most = most;
+		this.#compute = compute;
 	}
-	lastRead.delete(base64);
-	lastRead.set(base64, found);
-	for (const oldest of lastRead.keys())
-		if (lastRead.size > MOST_READ) lastRead.delete(oldest);
-	return found;
+
+	get(key: string): T {
+		const value = this.#known.get(key) ?? this.#compute(key);
+		this.put(key, value);
+		return value;
+	}
+
+	put(key: string, value: T): void {
+		this.#known.delete(key);
+		this.#known.set(key, value);
+		const [oldest] = this.#known.keys();
+		if (this.#known.size > this.#most && oldest) this.#known.delete(oldest);
+	}
 }
+
+/** By base64. A decoded certificate takes 45 kB, its facts 3 kB: few of the former are kept. */
+const decoded = new Remembered(64, (base64) => {
+	const der = Uint8Array.fromBase64(base64, { lastChunkHandling: "strict" });
+	return { x509: readDER(der), der };
+});
+const facts = new Remembered(4096, (base64) => {
+	const { x509, der } = decoded.get(base64);
+	return extractFacts(x509, der);
+});
+const factsOf = (base64: string) => facts.get(base64);
+const signatures = new Remembered(4096, async (both) => {
+	const [certificate = "", issuer = ""] = both.split("|");
+	const { x509 } = decoded.get(certificate);
+	// pkijs throws when the signature has not even the shape of the key's
+	return x509.verify(decoded.get(issuer).x509).catch(() => false);
+});
 
 /**
  * pkijs skips what it does not expect, and its February has 31 days. Since DER
@@ -189,14 +213,6 @@ function readDER(der: Octets): pkijs.Certificate {
 	if (Buffer.compare(der, new Uint8Array(x509.toSchema(true).toBER())) !== 0)
 		throw new UnreadableError("malformed, or not DER");
 	return x509;
-}
-
-const factsRead = new WeakMap<pkijs.Certificate, CertificateFacts>();
-
-function factsOf(x509: pkijs.Certificate, der: Octets): CertificateFacts {
-	const facts = factsRead.get(x509) ?? extractFacts(x509, der);
-	factsRead.set(x509, facts);
-	return facts;
 }
 
 function extractFacts(x509: pkijs.Certificate, der: Octets): CertificateFacts {
@@ -347,7 +363,9 @@ export async function crossSign(args: {
 	validity: Validity;
 }): Promise<string> {
 	const { signer, validity } = await readSigner(args.signer, args.validity);
-	const [subject] = read(args.subject, identityOf);
+	const [subject] = read(args.subject, (base64) =>
+		identityOf(decoded.get(base64).x509),
+	);
 	return issue(subject, signer, validity, authority(0));
 }
 
@@ -387,10 +405,11 @@ export async function issueLeaf(args: {
 		extensions.push(extension(pkijs.id_SubjectAltName, sequence(...altNames)));
 	const { key, ...keys } = await generateKeys();
 	const subject = { ...keys, name };
-	return {
-		certificate: await issue(subject, signer, validity, extensions),
-		key,
-	};
+	const certificate = await issue(subject, signer, validity, extensions);
+	// nothing is handed out that its verifiers would not accept
+	if (!(await verifies(certificate, args.signer.certificate)))
+		throw new UnreadableError("signer: its signature does not verify");
+	return { certificate, key };
 }
 
 /** Who a certificate is about, and who issues it. */
@@ -417,9 +436,9 @@ async function readSigner(
 	{ certificate, key }: KeyPair,
 	wanted: Validity,
 ): Promise<{ signer: Signer; validity: Validity }> {
-	const [{ facts, ...identity }] = read(certificate, (x509, der) => ({
-		...identityOf(x509),
-		facts: factsOf(x509, der),
+	const [{ facts, ...identity }] = read(certificate, (base64) => ({
+		...identityOf(decoded.get(base64).x509),
+		facts: factsOf(base64),
 	}));
 	if (!facts.isCA) throw new UnreadableError("signer: not a CA");
 	if (!keyMatches(facts, key))
@@ -475,7 +494,9 @@ async function issue(
 		],
 	});
 	await x509.sign(issuer.privateKey, "SHA-256");
-	return encodePEM("CERTIFICATE", new Uint8Array(x509.toSchema(true).toBER()));
+	const der = new Uint8Array(x509.toSchema(true).toBER());
+	decoded.put(der.toBase64(), { x509, der });
+	return encodePEM("CERTIFICATE", der);
 }
 
 /** The extensions of a CA. */

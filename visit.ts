@@ -28,6 +28,7 @@ import {
 	secretText,
 	signerSecret,
 	takeOver,
+	withoutOurs,
 	workload,
 } from "./manifests.ts";
 import type { CertificateFacts } from "./pki.ts";
@@ -141,7 +142,7 @@ export async function finalize(
 	);
 }
 
-/** Applies an object without our fields. What a person must do instead, where that fails for good, is an event. */
+/** Takes back what was written into a target. What a person must do instead, where that fails for good, is an event. */
 async function clean(
 	storage: EtcdStorage,
 	context: Context,
@@ -152,11 +153,8 @@ async function clean(
 		const live = await context.targets.read(target, 0);
 		if (live?.metadata.annotations?.[FILLED_BY] !== storage.metadata.name)
 			return;
-		const empty = emptyTarget(target);
-		// Such a Secret must keep its two keys: https://kubernetes.io/docs/concepts/configuration/secret/#tls-secrets
-		if ((live as Data & { type?: string }).type === "kubernetes.io/tls")
-			empty.data = { "tls.crt": "", "tls.key": "" };
-		await context.kube.apply(empty);
+		const ref = { ...target, apiVersion: live.apiVersion };
+		await context.kube.patch(ref, withoutOurs(live), "merge");
 		context.targets.forget(target);
 	} catch (error) {
 		if (!(error instanceof ApiError)) throw error;
@@ -164,7 +162,7 @@ async function clean(
 		await context.event(storage, {
 			type: "Warning",
 			reason: "TargetCleanupFailed",
-			message: `what was written into ${target.kind} ${target.namespace}/${target.name} stays there, remove it by hand: ${error.message}`,
+			message: `what was written into ${target.kind} ${target.namespace}/${target.name} could not be taken back; where it still is, remove it by hand: ${error.message}`,
 		});
 	}
 }
@@ -590,36 +588,17 @@ function readable<T>(read: () => T): T | { unreadable: string } {
 	}
 }
 
-/**
- * Remembers what was read from an object for as long as that object is the one in the cache: to read a certificate with
- * pkijs takes milliseconds, and nearly every visit finds what the one before has found.
- */
-function remembering<T>(read: (object: Data) => T) {
-	const known = new WeakMap<Data, T>();
-	return (object: Data): T => {
-		const value = known.get(object) ?? read(object);
-		known.set(object, value);
-		return value;
-	};
-}
-
-const observeSigner = remembering(readSigner);
-const leavesRead = new WeakMap<
-	Data,
-	{ signer: Found<Signer>; leaf: Found<Leaf> }
->();
-
-function readSigner(secret: Data): Found<Signer> {
-	const found = readable(() => {
-		const certificate = secretText(secret, "tls.crt") ?? "";
+/** The pair in a Secret's two keys, as in https://kubernetes.io/docs/concepts/configuration/secret/#tls-secrets */
+const readPair = (secret: Data) =>
+	readable(() => {
+		const facts = first(secretText(secret, "tls.crt") ?? "");
 		const key = secretText(secret, "tls.key") ?? "";
-		const facts = first(certificate);
-		return {
-			pair: { certificate: facts.pem, key },
-			facts,
-			keyMatches: pki.keyMatches(facts, key),
-		};
+		const pair = { certificate: facts.pem, key };
+		return { pair, facts, keyMatches: pki.keyMatches(facts, key) };
 	});
+
+function observeSigner(secret: Data): Found<Signer> {
+	const found = readPair(secret);
 	if ("unreadable" in found) return found;
 	const others = (key: string): CertificateFacts[] => {
 		const text = secretText(secret, key);
@@ -636,29 +615,10 @@ async function observeLeaf(
 	signer: Found<Signer>,
 ): Promise<Found<Leaf>> {
 	if (!secret) return { missing: true };
-	const known = leavesRead.get(secret);
-	if (known?.signer === signer) return known.leaf;
-	const leaf = await readLeaf(secret, signer);
-	leavesRead.set(secret, { signer, leaf });
-	return leaf;
-}
-
-async function readLeaf(
-	secret: Data,
-	signer: Found<Signer>,
-): Promise<Found<Leaf>> {
-	const certificate = secretText(secret, "tls.crt");
-	const key = secretText(secret, "tls.key");
 	// Placeholders of the type kubernetes.io/tls carry both keys with empty values.
-	if (!certificate && !key) return { missing: true };
-	const found = readable(() => {
-		const facts = first(certificate ?? "");
-		return {
-			pair: { certificate: facts.pem, key: key ?? "" },
-			facts,
-			keyMatches: pki.keyMatches(facts, key ?? ""),
-		};
-	});
+	if (!secretText(secret, "tls.crt") && !secretText(secret, "tls.key"))
+		return { missing: true };
+	const found = readPair(secret);
 	if ("unreadable" in found) return found;
 	const signedBySigner =
 		"pair" in signer &&
@@ -667,25 +627,20 @@ async function readLeaf(
 	return { ...found, signedBySigner };
 }
 
-const readCoreCA = remembering((ca) =>
-	readable(() => pki.parseCertificates(ca.data?.["ca.crt"] ?? "")),
-);
-
-const readCoreCertificate = remembering((secret) =>
-	readable(() => {
-		const facts = first(secretText(secret, "tls.crt") ?? "");
-		const key = secretText(secret, "tls.key") ?? "";
-		return { facts, keyMatches: pki.keyMatches(facts, key) };
-	}),
-);
-
 function observeCore({ environment, owned }: Context): CoreCredentials {
 	const ca = owned.ConfigMap.get(environment.coreCAConfigMap);
 	const secret = owned.Secret.get(environment.coreCertsSecret);
 	return {
-		...(ca && { ca: { object: ca, certificates: readCoreCA(ca) } }),
+		...(ca && {
+			ca: {
+				object: ca,
+				certificates: readable(() =>
+					pki.parseCertificates(ca.data?.["ca.crt"] ?? ""),
+				),
+			},
+		}),
 		...(secret && {
-			client: { object: secret, certificate: readCoreCertificate(secret) },
+			client: { object: secret, certificate: readPair(secret) },
 		}),
 	};
 }
