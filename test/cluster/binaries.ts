@@ -1,15 +1,15 @@
 /** The test cluster's binaries: found, or built by the Go toolchain from pinned sources. */
-import {
-	access,
-	mkdir,
-	mkdtemp,
-	readdir,
-	readFile,
-	rename,
-} from "node:fs/promises";
+import { access, mkdir, readdir, readFile, rename } from "node:fs/promises";
 import { homedir } from "node:os";
 import { basename, join } from "node:path";
-import { type Log, removeFolder, run, silent } from "./processes.ts";
+import {
+	abandoned,
+	type Log,
+	removeFolder,
+	run,
+	silent,
+	workFolder,
+} from "./processes.ts";
 
 /** Versions that go/kubernetes/go.mod pins. */
 export const kubernetesVersion = "v1.37.2";
@@ -187,7 +187,8 @@ async function folderOf(group: Group): Promise<string> {
 
 async function build(group: Group, folder: string, log: Log): Promise<void> {
 	await mkdir(cache, { recursive: true });
-	const scratch = await mkdtemp(`${folder}.part-`);
+	abandoned(cache).forEach(removeFolder);
+	const scratch = await workFolder(cache);
 	const start = Date.now();
 	const seconds = () => `${Math.round((Date.now() - start) / 1000)} s`;
 	const progress = setInterval(

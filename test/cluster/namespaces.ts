@@ -78,37 +78,42 @@ export async function createNamespaces(
 }
 
 /**
- * Removes cgroups whose processes are gone or going.
+ * Removes cgroups whose processes are gone or going. Synchronous, for use while the process exits.
  * @param select names them, given the root of a hierarchy (version 1 has several, version 2 one)
+ * @throws Error when one is still in use after 5 s
  */
-export async function removeCgroups(
-	select: (hierarchy: string) => string[],
-): Promise<void> {
+export function removeCgroups(select: (hierarchy: string) => string[]): void {
 	const root = "/sys/fs/cgroup";
 	const hierarchies = [
 		root,
 		...readdirSync(root).map((name) => join(root, name)),
 	];
-	const folders = hierarchies.filter((path) => statSync(path).isDirectory());
-	for (const cgroup of folders.flatMap(select)) {
+	const deadline = Date.now() + 5_000;
+	for (const cgroup of hierarchies
+		.filter((path) => statSync(path).isDirectory())
+		.flatMap(select)) {
 		// Busy until the kernel has let go of the last process.
-		await until(`${cgroup} is empty`, async () => removeCgroup(cgroup), {
-			timeout: 10_000,
-			interval: 20,
-		});
+		while (!removedCgroup(cgroup)) {
+			if (Date.now() > deadline) throw new Error(`${cgroup} is still in use`);
+			Bun.sleepSync(20);
+		}
 	}
 }
 
-/** Removes a cgroup and those below it. @returns true when it is not there any more */
-function removeCgroup(path: string): true {
+/** Tries to remove a cgroup with those below it. @returns whether it is gone */
+function removedCgroup(path: string): boolean {
 	try {
-		for (const entry of readdirSync(path, { withFileTypes: true })) {
-			if (entry.isDirectory()) removeCgroup(join(path, entry.name));
-		}
+		const below = readdirSync(path, { withFileTypes: true }).filter((entry) =>
+			entry.isDirectory(),
+		);
+		if (!below.every((entry) => removedCgroup(join(path, entry.name))))
+			return false;
 		rmdirSync(path);
+		return true;
 	} catch (error) {
-		if (!(error instanceof Error && "code" in error && error.code === "ENOENT"))
-			throw error;
+		if (!(error instanceof Error && "code" in error)) throw error;
+		if (error.code === "ENOENT") return true;
+		if (error.code === "EBUSY") return false;
+		throw error;
 	}
-	return true;
 }

@@ -55,16 +55,21 @@ export interface Cluster extends ControlPlane {
 export async function startCluster(log: Log = silent): Promise<Cluster> {
 	await prerequisites(log);
 	const paths = await binaries(allBinaries, log);
-	await removeCgroups(abandoned);
+	removeCgroups(abandoned);
 	abandoned(tmpdir()).forEach(removeFolder);
 	const dir = await workFolder();
 	const processes = new Processes(join(dir, "logs"));
+	const removeRemains = () => {
+		removeFolder(dir);
+		removeCgroups((hierarchy) => [join(hierarchy, basename(dir))]);
+	};
+	process.once("exit", removeRemains);
 	let controlPlane: ControlPlane | undefined;
 	const stop = async () => {
 		await processes.stop();
 		await controlPlane?.stop();
-		removeFolder(dir);
-		await removeCgroups((hierarchy) => [join(hierarchy, basename(dir))]);
+		process.off("exit", removeRemains);
+		removeRemains();
 	};
 
 	try {

@@ -16,6 +16,10 @@ export type Log = (line: string, options?: { transient?: boolean }) => void;
 
 export const silent: Log = () => {};
 
+// The kernel ends the child when this process is gone, however it went (prctl(2) PR_SET_PDEATHSIG).
+const leash =
+	Bun.which("setpriv") === null ? [] : ["setpriv", "--pdeathsig", "KILL", "--"];
+
 export interface RunOptions {
 	env?: Record<string, string> | undefined;
 	stdin?: string | undefined;
@@ -31,7 +35,7 @@ export async function run(
 	command: string[],
 	options: RunOptions = {},
 ): Promise<string> {
-	const child = Bun.spawn(command, {
+	const child = Bun.spawn([...leash, ...command], {
 		stdin: options.stdin === undefined ? "ignore" : new Blob([options.stdin]),
 		stdout: "pipe",
 		stderr: "pipe",
@@ -90,10 +94,6 @@ export async function until<T>(
 
 /** A process that others wait for has ended: no use to go on waiting. */
 export class Gone extends Error {}
-
-// The kernel ends the child when this process is gone, however it went (prctl(2) PR_SET_PDEATHSIG).
-const leash =
-	Bun.which("setpriv") === null ? [] : ["setpriv", "--pdeathsig", "KILL", "--"];
 
 /** A long-running child process with its output in a file. */
 export class Child {
@@ -231,10 +231,10 @@ function startTime(pid: number | string): string | undefined {
 	}
 }
 
-/** A work folder in the system's temporary folder whose name tells which process it belongs to. */
-export function workFolder(): Promise<string> {
+/** Makes a work folder whose name tells which process it belongs to; by default among the temporary files. */
+export function workFolder(parent = tmpdir()): Promise<string> {
 	return mkdtemp(
-		join(tmpdir(), `${prefix}.${process.pid}.${startTime(process.pid) ?? 0}.`),
+		join(parent, `${prefix}.${process.pid}.${startTime(process.pid) ?? 0}.`),
 	);
 }
 
@@ -253,5 +253,11 @@ export function abandoned(folder: string): string[] {
 
 /** Removes a work folder; harmless when it is gone already. */
 export function removeFolder(path: string): void {
-	rmSync(path, { recursive: true, force: true });
+	// A process that is being killed may still write.
+	rmSync(path, {
+		recursive: true,
+		force: true,
+		maxRetries: 10,
+		retryDelay: 20,
+	});
 }

@@ -14,10 +14,10 @@ const log = terminalLog();
 const start = performance.now();
 const seconds = () => `${Math.round((performance.now() - start) / 1000)} s`;
 
-const interrupted = new Promise<void>((resolve) => {
-	for (const signal of ["SIGINT", "SIGTERM"] as const)
-		process.on(signal, () => resolve());
-});
+// While it starts, what there is ends with this process; later on Ctrl-C is the usual end.
+let interrupt = () => process.exit(130);
+for (const signal of ["SIGINT", "SIGTERM"] as const)
+	process.on(signal, () => interrupt());
 
 /** Prints a command and what it says. */
 async function show(command: string, output: Promise<string>): Promise<void> {
@@ -53,7 +53,12 @@ Look around in another terminal, as root:
   tail -f ${controller.logFile}
 
 Ctrl-C ends it all.`);
-	await interrupted;
+	// Children do not keep this process alive, nor does a promise.
+	const alive = setInterval(() => {}, 2 ** 30);
+	await new Promise<void>((resolve) => {
+		interrupt = resolve;
+	});
+	clearInterval(alive);
 }
 
 async function main(): Promise<void> {
