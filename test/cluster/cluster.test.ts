@@ -1,0 +1,461 @@
+/**
+ * End to end on the one-node cluster: what `npm start` shows, and what comes after: outages, repairs, rotation, deletion.
+ * One cluster for all; the tests go in order and build on each other, as a cluster's life does.
+ */
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { readdirSync, readFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { basename } from "node:path";
+import type { EtcdStorage } from "../../etcdstorage.ts";
+import { etcdStorage, type Json, until } from "../harness.ts";
+import { type Demo, etcdctl, runDemo, tenantClient, waitFor } from "./demo.ts";
+import { type Cluster, startCluster } from "./node.ts";
+import { terminalLog } from "./steps.ts";
+
+const root = process.getuid?.() === 0;
+if (!root)
+	console.log(
+		"skipped: the one-node cluster needs root (network namespace, containerd, kubelet)",
+	);
+
+const NAME = "sample-apiserver";
+const NAMESPACE = "kube-apiserver-storage";
+const MINUTE = 60_000;
+
+/** The processes that have this among their arguments, or in a path among them. */
+const processesWith = (argument: string): number[] =>
+	readdirSync("/proc")
+		.filter((name) => /^\d+$/.test(name))
+		.filter((pid) => {
+			try {
+				return readFileSync(`/proc/${pid}/cmdline`, "utf8").includes(argument);
+			} catch (error) {
+				// It has ended since the folder was read.
+				if (
+					["ENOENT", "ESRCH"].includes(
+						(error as NodeJS.ErrnoException).code ?? "",
+					)
+				)
+					return false;
+				throw error;
+			}
+		})
+		.map(Number);
+
+describe.skipIf(!root)("on a one-node cluster", () => {
+	let cluster: Cluster;
+	let demo: Demo;
+	beforeAll(async () => {
+		const log = terminalLog();
+		cluster = await startCluster(log);
+		// The 2018 example manifest, unchanged, up to a Flunder that is read back and nobody else can see.
+		demo = await runDemo(cluster, log);
+	}, 30 * MINUTE);
+	// Where a test ended badly; after the last one there is nothing left to stop.
+	afterAll(() => cluster?.stop(), MINUTE);
+
+	const json = async <T = Json>(...args: string[]): Promise<T> =>
+		JSON.parse(await cluster.kubectl([...args, "--output=json"]));
+	const storage = () => json<EtcdStorage>("get", "etcdstorage", NAME);
+	const ready = async () =>
+		(await storage()).status?.conditions?.find((one) => one.type === "Ready")
+			?.status;
+	/** The proxies, without those that are on their way out. */
+	const pods = async () => {
+		const selector = `--selector=apiserver=${NAME}`;
+		const { items } = await json(
+			"get",
+			"pods",
+			`--namespace=${NAMESPACE}`,
+			selector,
+		);
+		return (items as Json[]).filter((pod) => !pod.metadata.deletionTimestamp);
+	};
+	const restarts = async () =>
+		(await pods()).map(
+			(pod) => pod.status.containerStatuses?.[0]?.restartCount ?? 0,
+		);
+	const flunder = (name: string) =>
+		cluster.kubectl(
+			["apply", "--filename=-"],
+			JSON.stringify({
+				apiVersion: "wardle.example.com/v1alpha1",
+				kind: "Flunder",
+				metadata: { name, namespace: "default" },
+				spec: { reference: "" },
+			}),
+		);
+
+	test("the EtcdStorage of 2018 is ready, with an endpoint and valid certificates", async () => {
+		const { status } = await storage();
+		expect(status?.endpoint).toBe(`https://etcd-${NAME}.${NAMESPACE}.svc:2379`);
+		expect(
+			status?.conditions?.map((one) => `${one.type}=${one.status}`).sort(),
+		).toEqual([
+			"CertificatesReady=True",
+			"Deployed=True",
+			"Ready=True",
+			"ValidityWarning=False",
+		]);
+		expect(status?.certificates?.map((one) => one.name)).toEqual([
+			"client-signer",
+			"serving-signer",
+			"server",
+			"client/k8s-sample-apiserver/etcd-client-cert",
+		]);
+	});
+
+	test("three proxies run under the restricted Pod Security level, spread, with no token, and none has restarted", async () => {
+		const found = await pods();
+		expect(found).toHaveLength(3);
+		expect(await restarts()).toEqual([0, 0, 0]);
+		for (const pod of found)
+			expect(JSON.stringify(pod.spec.volumes)).not.toContain(
+				"serviceAccountToken",
+			);
+		const namespace = await json("get", "namespace", NAMESPACE);
+		expect(
+			namespace.metadata.labels["pod-security.kubernetes.io/enforce"],
+		).toBe("restricted");
+	});
+
+	test(
+		"the API server lists, changes, watches and deletes its objects through the endpoint",
+		async () => {
+			await flunder("second");
+			await cluster.kubectl(["label", "flunder", "second", "colour=blue"]);
+			const list = await json("get", "flunders", "--selector=colour=blue");
+			expect((list.items as Json[]).map((one) => one.metadata.name)).toEqual([
+				"second",
+			]);
+			await cluster.kubectl(["delete", "flunder", "second"]);
+			const keys = await etcdctl(cluster, demo.core, [
+				"get",
+				"--prefix",
+				"--keys-only",
+				`/${NAME}/`,
+			]);
+			expect(keys).not.toContain("flunders/default/second");
+		},
+		MINUTE,
+	);
+
+	test(
+		"a deleted Service and Deployment are back, and the API server works on",
+		async () => {
+			const before = await json(
+				"get",
+				"deployment",
+				`etcd-${NAME}`,
+				"--namespace",
+				NAMESPACE,
+			);
+			await cluster.kubectl([
+				"delete",
+				"service,deployment",
+				`etcd-${NAME}`,
+				"--namespace",
+				NAMESPACE,
+			]);
+			await until(
+				async () => {
+					const list = await json(
+						"get",
+						"deployment,service",
+						"--namespace",
+						NAMESPACE,
+					);
+					const found = (list.items as Json[]).filter(
+						(one) =>
+							one.metadata.name === `etcd-${NAME}` &&
+							one.metadata.uid !== before.metadata.uid,
+					);
+					return found.length === 2;
+				},
+				"both are back",
+				10_000,
+			);
+			await until(
+				async () => (await ready()) === "True",
+				"the EtcdStorage is ready again",
+				MINUTE,
+			);
+			await until(
+				() =>
+					flunder("third").then(
+						() => true,
+						() => false,
+					),
+				"the API server reaches its etcd again",
+				MINUTE,
+			);
+		},
+		3 * MINUTE,
+	);
+
+	test(
+		"while the core etcd is away, proxies are not ready but never restarted, and all recovers by itself",
+		async () => {
+			const before = await restarts();
+			// The example core etcd loses its data with its pod; pausing the process keeps it.
+			const pids = processesWith("--data-dir=/data/etcd");
+			expect(pids).toHaveLength(1);
+			for (const pid of pids) process.kill(pid, "SIGSTOP");
+			try {
+				await until(
+					async () => (await ready()) === "False",
+					"the EtcdStorage says that it is not ready",
+					2 * MINUTE,
+				);
+				const status = (await storage()).status;
+				expect(
+					status?.conditions?.find((one) => one.type === "Deployed")?.message,
+				).toContain("0 of 3 replicas ready");
+				expect(
+					status?.conditions?.find((one) => one.type === "CertificatesReady")
+						?.status,
+				).toBe("True");
+			} finally {
+				for (const pid of pids) process.kill(pid, "SIGCONT");
+			}
+			await until(
+				async () => (await ready()) === "True",
+				"the EtcdStorage is ready again",
+				2 * MINUTE,
+			);
+			expect(await restarts()).toEqual(before);
+			await until(
+				() =>
+					flunder("fourth").then(
+						() => true,
+						() => false,
+					),
+				"the API server works again",
+				MINUTE,
+			);
+		},
+		6 * MINUTE,
+	);
+
+	test(
+		"shorter validities re-issue the leaves, and API server and proxies take it up without a restart of either",
+		async () => {
+			const before = await json(
+				"get",
+				"pods",
+				"--namespace",
+				"k8s-sample-apiserver",
+			);
+			const served = async () =>
+				(
+					await cluster.exec([
+						"sh",
+						"-c",
+						`openssl s_client -connect etcd-${NAME}.${NAMESPACE}.svc:2379 </dev/null 2>/dev/null | openssl x509 -noout -serial -enddate`,
+					])
+				).trim();
+			const old = await served();
+			await cluster.kubectl([
+				"patch",
+				"etcdstorage",
+				NAME,
+				"--type=merge",
+				`--patch={"spec":{"servingCertificateValidity":"100h","clientCertificateValidity":"100h"}}`,
+			]);
+			await until(
+				async () => (await served()) !== old,
+				"the proxies serve the new certificate",
+				3 * MINUTE,
+			);
+			expect(
+				await etcdctl(cluster, await tenantClient(cluster), [
+					"get",
+					"--prefix",
+					"--keys-only",
+					"/registry/",
+				]),
+			).toContain("flunders/default/fourth");
+			await flunder("fifth");
+			const after = await json(
+				"get",
+				"pods",
+				"--namespace",
+				"k8s-sample-apiserver",
+			);
+			expect(
+				(after.items as Json[]).map(
+					(pod) => pod.status.containerStatuses[0].restartCount,
+				),
+			).toEqual(
+				(before.items as Json[]).map(
+					(pod) => pod.status.containerStatuses[0].restartCount,
+				),
+			);
+		},
+		5 * MINUTE,
+	);
+
+	test(
+		"a new client CA rolls the proxies, and what fails with a proxy that ends succeeds when repeated",
+		async () => {
+			const generation = (
+				await json(
+					"get",
+					"deployment",
+					`etcd-${NAME}`,
+					"--namespace",
+					NAMESPACE,
+				)
+			).metadata.generation;
+			await cluster.kubectl([
+				"patch",
+				"etcdstorage",
+				NAME,
+				"--type=merge",
+				`--patch={"spec":{"signingCertificateValidity":"500h"}}`,
+			]);
+			await until(
+				async () =>
+					(
+						await json(
+							"get",
+							"deployment",
+							`etcd-${NAME}`,
+							"--namespace",
+							NAMESPACE,
+						)
+					).metadata.generation > generation,
+				"the Deployment is rolled",
+				30_000,
+			);
+			const rolled = cluster.kubectl([
+				"rollout",
+				"status",
+				"deployment",
+				`etcd-${NAME}`,
+				"--namespace",
+				NAMESPACE,
+				"--timeout=120s",
+			]);
+			let done = false;
+			const failures: string[] = [];
+			let requests = 0;
+			const load = (async () => {
+				while (!done) {
+					const name = `during-${++requests}`;
+					await flunder(name).catch((error: Error) => {
+						failures.push(error.message);
+						return flunder(name);
+					});
+				}
+			})();
+			await rolled;
+			done = true;
+			await load;
+			expect(requests).toBeGreaterThan(5);
+			// grpc-proxy ends without draining: a request that is under way in one of the three is answered Unavailable.
+			expect(failures.length).toBeLessThanOrEqual(3);
+			for (const failure of failures)
+				expect(failure).toContain("code = Unavailable");
+			const bundle = await json(
+				"get",
+				"configmap",
+				`${NAME}-ca-cert`,
+				"--namespace",
+				NAMESPACE,
+			);
+			expect(
+				bundle.data["client-ca.crt"].match(/BEGIN CERTIFICATE/g),
+			).toHaveLength(2);
+		},
+		5 * MINUTE,
+	);
+
+	test(
+		"a name of 58 characters works down to the pods",
+		async () => {
+			const name = "n".repeat(58);
+			const spec = { caCertConfigMap: [], clientCertSecret: [], replicas: 1 };
+			await cluster.kubectl(
+				["apply", "--filename=-"],
+				JSON.stringify(etcdStorage(name, "", spec)),
+			);
+			await waitFor(cluster, "Ready", `etcdstorage/${name}`);
+			await cluster.kubectl(["delete", "etcdstorage", name, "--timeout=60s"]);
+		},
+		2 * MINUTE,
+	);
+
+	test(
+		"deletion takes everything along but the data, and empties the targets",
+		async () => {
+			await cluster.kubectl(["delete", "etcdstorage", NAME, "--timeout=60s"]);
+			await until(
+				async () => {
+					const list = await json(
+						"get",
+						"deployment,service,configmap,secret,pods",
+						"--namespace",
+						NAMESPACE,
+					);
+					return (list.items as Json[]).every(
+						(one) => !one.metadata.name.includes(NAME),
+					);
+				},
+				"the controller's namespace holds nothing of it",
+				2 * MINUTE,
+			);
+			const targets = await json(
+				"get",
+				"configmap/etcd-serving-ca",
+				"secret/etcd-client-cert",
+				"--namespace=k8s-sample-apiserver",
+			);
+			for (const target of targets.items as Json[]) {
+				expect(Object.values(target.data ?? {}).join("")).toBe("");
+				expect(JSON.stringify(target.metadata.annotations ?? {})).not.toContain(
+					"etcd.xmudrii.com",
+				);
+			}
+			const keys = await etcdctl(cluster, demo.core, [
+				"get",
+				"--prefix",
+				"--keys-only",
+				`/${NAME}/`,
+			]);
+			expect(keys).toContain("flunders/default/my-first-flunder");
+			expect(
+				await cluster.kubectl([
+					"get",
+					"events",
+					"--namespace=default",
+					"--field-selector=reason=DataRetained",
+				]),
+			).toContain(NAME);
+		},
+		4 * MINUTE,
+	);
+
+	test(
+		"the cluster leaves no process, mount, link or cgroup behind",
+		async () => {
+			const traces = () => [
+				...processesWith(basename(cluster.dir)),
+				...readFileSync("/proc/mounts", "utf8")
+					.split("\n")
+					.filter((line) => line.includes(basename(cluster.dir))),
+				...readdirSync("/sys/fs/cgroup", {
+					recursive: true,
+					encoding: "utf8",
+				}).filter((path) => path.includes(basename(cluster.dir))),
+				...readdirSync(tmpdir()).filter(
+					(name) => name === basename(cluster.dir),
+				),
+			];
+			expect(traces().length).toBeGreaterThan(5);
+			await cluster.stop();
+			expect(traces()).toEqual([]);
+		},
+		MINUTE,
+	);
+});
