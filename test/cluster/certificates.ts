@@ -110,3 +110,71 @@ export class Authority {
 		return leaf;
 	}
 }
+
+export const serviceRange = "10.96.0.0/16";
+/** The cluster IP of the Service kubernetes.default: the first of the range. */
+const serviceAddress = "10.96.0.1";
+
+/** The certificates of a control plane. */
+export interface Pki {
+	cluster: Authority;
+	frontProxy: Authority;
+	etcd: Authority;
+	apiServer: Certificate;
+	aggregator: Certificate;
+	kubeletClient: Certificate;
+	etcdServer: Certificate;
+	etcdClient: Certificate;
+	serviceAccountKey: string;
+}
+
+/** Three authorities, as kubeadm has them: the API server refuses a common one for clients and for front proxies. */
+export async function createPki(dir: string, address: string): Promise<Pki> {
+	await mkdir(dir, { recursive: true });
+	const serviceAccountKey = join(dir, "service-account.key");
+	const [cluster, frontProxy, etcd] = await Promise.all([
+		Authority.create(join(dir, "cluster"), "cluster-ca"),
+		Authority.create(join(dir, "front-proxy"), "front-proxy-ca"),
+		Authority.create(join(dir, "etcd"), "etcd-ca"),
+		run([
+			"openssl",
+			"ecparam",
+			"-name",
+			"prime256v1",
+			"-genkey",
+			"-noout",
+			"-out",
+			serviceAccountKey,
+		]),
+	]);
+	const names = [`IP:${address}`, "DNS:localhost"];
+	const serviceNames = [
+		"kubernetes",
+		"kubernetes.default",
+		"kubernetes.default.svc",
+	].map((name) => `DNS:${name}`);
+	const [apiServer, aggregator, kubeletClient, etcdServer, etcdClient] =
+		await Promise.all([
+			cluster.issue("apiserver", {
+				subject: "/CN=kube-apiserver",
+				names: [...names, `IP:${serviceAddress}`, ...serviceNames],
+			}),
+			frontProxy.issue("aggregator", { subject: "/CN=front-proxy-client" }),
+			cluster.issue("kubelet-client", {
+				subject: "/O=system:masters/CN=kube-apiserver-kubelet-client",
+			}),
+			etcd.issue("server", { subject: "/O=etcd", names }),
+			etcd.issue("client", { subject: "/" }),
+		]);
+	return {
+		cluster,
+		frontProxy,
+		etcd,
+		apiServer,
+		aggregator,
+		kubeletClient,
+		etcdServer,
+		etcdClient,
+		serviceAccountKey,
+	};
+}

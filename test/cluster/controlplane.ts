@@ -1,9 +1,9 @@
 /** A real Kubernetes API server on a real etcd, without a node: for tests at the level of the API. */
-import { mkdir, writeFile } from "node:fs/promises";
+import { writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { binaries } from "./binaries.ts";
-import { Authority, type Certificate } from "./certificates.ts";
+import { type Certificate, createPki, serviceRange } from "./certificates.ts";
 import {
 	abandoned,
 	type Child,
@@ -78,10 +78,6 @@ export interface ControlPlaneOptions {
 	log?: Log;
 }
 
-/** The cluster IP of the Service kubernetes.default, first of --service-cluster-ip-range. */
-const serviceRange = "10.96.0.0/16";
-const serviceAddress = "10.96.0.1";
-
 /** Starts etcd and kube-apiserver, on free ports or in a network namespace. */
 export async function startControlPlane(
 	options: ControlPlaneOptions = {},
@@ -100,6 +96,11 @@ export async function startControlPlane(
 	const processes = new Processes(join(dir, "logs"));
 	const removeOnExit = () => removeFolder(dir);
 	process.once("exit", removeOnExit);
+	const stop = async () => {
+		await processes.stop();
+		process.off("exit", removeOnExit);
+		removeFolder(dir);
+	};
 
 	try {
 		const pki = await createPki(join(dir, "pki"), address);
@@ -111,6 +112,9 @@ export async function startControlPlane(
 		etcd.url = `https://${address}:${etcdPort}`;
 		const server = `https://${address}:${serverPort}`;
 
+		// One user may have several, e.g. one with an expired certificate.
+		let count = 0;
+		const unique = (name: string) => `${name}.${++count}`;
 		const writeKubeconfig = async (
 			name: string,
 			user: Record<string, string>,
@@ -128,11 +132,12 @@ export async function startControlPlane(
 			subject: string,
 			days?: number,
 		) => {
-			const certificate = await pki.cluster.issue(`client-${name}`, {
+			const file = unique(name);
+			const certificate = await pki.cluster.issue(`client-${file}`, {
 				subject,
 				...(days === undefined ? {} : { days }),
 			});
-			return writeKubeconfig(name, await certificateUser(certificate));
+			return writeKubeconfig(file, await certificateUser(certificate));
 		};
 		// The manager as an administrator: with a ServiceAccount for each controller it starts 5 s later.
 		const [adminKubeconfig, managerKubeconfig] = await Promise.all([
@@ -156,90 +161,108 @@ export async function startControlPlane(
 			);
 
 		const auditLog = join(dir, "audit.log");
-		const etcdProcess = processes.start("etcd", [
-			...inNetns,
-			paths.etcd,
-			`--data-dir=${join(dir, "etcd")}`,
-			`--listen-client-urls=${etcd.url}`,
-			`--advertise-client-urls=${etcd.url}`,
-			`--listen-peer-urls=http://${address}:${peerPort}`,
-			`--initial-advertise-peer-urls=http://${address}:${peerPort}`,
-			`--initial-cluster=default=http://${address}:${peerPort}`,
-			...["--client-cert-auth", `--trusted-ca-file=${pki.etcd.certFile}`],
-			...[
-				`--cert-file=${pki.etcdServer.certFile}`,
-				`--key-file=${pki.etcdServer.keyFile}`,
-			],
-			"--unsafe-no-fsync",
+		const peers = `http://${address}:${peerPort}`;
+		const etcdFlags = flags({
+			"data-dir": join(dir, "etcd"),
+			"listen-client-urls": etcd.url,
+			"advertise-client-urls": etcd.url,
+			"listen-peer-urls": peers,
+			"initial-advertise-peer-urls": peers,
+			"initial-cluster": `default=${peers}`,
+			"client-cert-auth": "true",
+			"trusted-ca-file": etcd.caFile,
+			"cert-file": pki.etcdServer.certFile,
+			"key-file": pki.etcdServer.keyFile,
+			"unsafe-no-fsync": "true",
 			// Bookmarks and consistent reads from the API server's cache wait for these.
-			"--watch-progress-notify-interval=5s",
-			"--log-level=warn",
-		]);
+			"watch-progress-notify-interval": "5s",
+			"log-level": "warn",
+		});
+		const serverFlags = flags({
+			"bind-address": address,
+			"advertise-address": address,
+			"secure-port": String(serverPort),
+			// A Service's endpoint must not be a loopback address.
+			...(netns === undefined && { "endpoint-reconciler-type": "none" }),
+			"service-cluster-ip-range": serviceRange,
+			"etcd-servers": etcd.url,
+			"etcd-cafile": etcd.caFile,
+			"etcd-certfile": etcd.certFile,
+			"etcd-keyfile": etcd.keyFile,
+			"client-ca-file": pki.cluster.certFile,
+			"tls-cert-file": pki.apiServer.certFile,
+			"tls-private-key-file": pki.apiServer.keyFile,
+			"authorization-mode": "Node,RBAC",
+			"service-account-key-file": pki.serviceAccountKey,
+			"service-account-signing-key-file": pki.serviceAccountKey,
+			"service-account-issuer": "https://kubernetes.default.svc",
+			"requestheader-client-ca-file": pki.frontProxy.certFile,
+			"requestheader-allowed-names": "front-proxy-client",
+			"requestheader-username-headers": "X-Remote-User",
+			"requestheader-group-headers": "X-Remote-Group",
+			"requestheader-extra-headers-prefix": "X-Remote-Extra-",
+			"proxy-client-cert-file": pki.aggregator.certFile,
+			"proxy-client-key-file": pki.aggregator.keyFile,
+			"kubelet-client-certificate": pki.kubeletClient.certFile,
+			"kubelet-client-key": pki.kubeletClient.keyFile,
+			// The node's name does not resolve.
+			"kubelet-preferred-address-types": "InternalIP",
+			"audit-policy-file": join(dir, "audit-policy.yaml"),
+			"audit-log-path": auditLog,
+			// Else open watches hold up the shutdown for a minute.
+			"shutdown-watch-termination-grace-period": "1s",
+			profiling: "false",
+		});
+		const managerFlags = flags({
+			kubeconfig: managerKubeconfig,
+			"leader-elect": "false",
+			"bind-address": "127.0.0.1",
+			"secure-port": "0",
+			"service-account-private-key-file": pki.serviceAccountKey,
+			"root-ca-file": pki.cluster.certFile,
+		});
+		const start = (name: string, command: string[]) =>
+			processes.start(name, [...inNetns, ...command]);
 
+		const etcdProcess = start("etcd", [paths.etcd, ...etcdFlags]);
 		let apiServer: Child | undefined;
 		const startApiServer = async () => {
 			if (apiServer?.running) return;
-			const child = processes.start("kube-apiserver", [
-				...inNetns,
+			const child = start("kube-apiserver", [
 				paths["kube-apiserver"],
-				...[
-					`--bind-address=${address}`,
-					`--advertise-address=${address}`,
-					`--secure-port=${serverPort}`,
-				],
-				// A Service's endpoint must not be a loopback address.
-				...(netns === undefined ? ["--endpoint-reconciler-type=none"] : []),
-				`--service-cluster-ip-range=${serviceRange}`,
-				...[`--etcd-servers=${etcd.url}`, `--etcd-cafile=${etcd.caFile}`],
-				...[
-					`--etcd-certfile=${etcd.certFile}`,
-					`--etcd-keyfile=${etcd.keyFile}`,
-				],
-				`--client-ca-file=${pki.cluster.certFile}`,
-				...[
-					`--tls-cert-file=${pki.apiServer.certFile}`,
-					`--tls-private-key-file=${pki.apiServer.keyFile}`,
-				],
-				"--authorization-mode=Node,RBAC",
-				...[`--service-account-key-file=${pki.serviceAccountKey}`],
-				...[`--service-account-signing-key-file=${pki.serviceAccountKey}`],
-				"--service-account-issuer=https://kubernetes.default.svc",
-				...[`--requestheader-client-ca-file=${pki.frontProxy.certFile}`],
-				"--requestheader-allowed-names=front-proxy-client",
-				"--requestheader-username-headers=X-Remote-User",
-				"--requestheader-group-headers=X-Remote-Group",
-				"--requestheader-extra-headers-prefix=X-Remote-Extra-",
-				...[
-					`--proxy-client-cert-file=${pki.aggregator.certFile}`,
-					`--proxy-client-key-file=${pki.aggregator.keyFile}`,
-				],
-				...[`--kubelet-client-certificate=${pki.kubeletClient.certFile}`],
-				...[`--kubelet-client-key=${pki.kubeletClient.keyFile}`],
-				"--kubelet-preferred-address-types=InternalIP",
-				...[
-					`--audit-policy-file=${join(dir, "audit-policy.yaml")}`,
-					`--audit-log-path=${auditLog}`,
-				],
-				// Else open watches hold up the shutdown for a minute.
-				"--shutdown-watch-termination-grace-period=1s",
-				"--profiling=false",
+				...serverFlags,
 				...apiServerFlags,
 			]);
 			apiServer = child;
-			await until(
-				"the API server is ready",
-				async () => {
-					etcdProcess.mustRun();
-					child.mustRun();
-					return (await kubectl(["get", "--raw=/readyz"])) === "ok";
-				},
-				{ log },
-			);
+			const ready = async () => {
+				etcdProcess.mustRun();
+				child.mustRun();
+				return (await kubectl(["get", "--raw=/readyz"])) === "ok";
+			};
+			await until("the API server is ready", ready, { log });
+		};
+		const startControllerManager = async () => {
+			const name = "kube-controller-manager";
+			const child = start(name, [
+				(await binaries([name], log))[name],
+				...managerFlags,
+			]);
+			const works = async () => {
+				child.mustRun();
+				return (
+					(await kubectl([
+						"get",
+						"serviceaccount/default",
+						"--output=name",
+					])) !== ""
+				);
+			};
+			await until("the controller manager works", works, { log });
 		};
 
 		await startApiServer();
-
-		const controlPlane: ControlPlane = {
+		if (options.controllerManager) await startControllerManager();
+		return {
 			dir,
 			server,
 			kubeconfig: adminKubeconfig,
@@ -247,139 +270,35 @@ export async function startControlPlane(
 			etcd,
 			auditLog,
 			kubectl,
-			startApiServer,
-			async stopApiServer(signal = "SIGTERM") {
-				await apiServer?.stop(signal, 30_000);
-			},
 			kubeconfigFor: (user, groups = [], days) =>
 				userKubeconfig(
 					fileName(user),
 					`${groups.map((group) => `/O=${group}`).join("")}/CN=${user}`,
 					days,
 				),
-			async kubeconfigForServiceAccount(
-				namespace,
-				name,
-				durationSeconds = 3600,
-			) {
-				const duration = `--duration=${durationSeconds}s`;
-				const token = await kubectl([
-					"create",
-					"token",
-					name,
-					`--namespace=${namespace}`,
-					duration,
-				]);
-				return writeKubeconfig(`${namespace}.${name}`, { token: token.trim() });
+			async kubeconfigForServiceAccount(namespace, name, seconds = 3600) {
+				const where = [`--namespace=${namespace}`, `--duration=${seconds}s`];
+				const token = (
+					await kubectl(["create", "token", name, ...where])
+				).trim();
+				return writeKubeconfig(unique(`${namespace}.${name}`), { token });
 			},
-			async startControllerManager() {
-				const child = processes.start("kube-controller-manager", [
-					...inNetns,
-					(await binaries(["kube-controller-manager"], log))[
-						"kube-controller-manager"
-					],
-					`--kubeconfig=${managerKubeconfig}`,
-					...[
-						"--leader-elect=false",
-						"--bind-address=127.0.0.1",
-						"--secure-port=0",
-					],
-					`--service-account-private-key-file=${pki.serviceAccountKey}`,
-					`--root-ca-file=${pki.cluster.certFile}`,
-				]);
-				await until(
-					"the controller manager works",
-					async () => {
-						child.mustRun();
-						return (
-							(await kubectl([
-								"get",
-								"serviceaccount",
-								"default",
-								"--output=name",
-							])) !== ""
-						);
-					},
-					{ log },
-				);
+			startApiServer,
+			async stopApiServer(signal = "SIGTERM") {
+				await apiServer?.stop(signal, 30_000);
 			},
-			async stop() {
-				await processes.stop();
-				process.off("exit", removeOnExit);
-				removeFolder(dir);
-			},
+			startControllerManager,
+			stop,
 		};
-		if (options.controllerManager) await controlPlane.startControllerManager();
-		return controlPlane;
 	} catch (error) {
-		await processes.stop();
-		process.off("exit", removeOnExit);
-		removeFolder(dir);
+		await stop();
 		throw error;
 	}
 }
 
-interface Pki {
-	cluster: Authority;
-	frontProxy: Authority;
-	etcd: Authority;
-	apiServer: Certificate;
-	aggregator: Certificate;
-	kubeletClient: Certificate;
-	etcdServer: Certificate;
-	etcdClient: Certificate;
-	serviceAccountKey: string;
-}
-
-/** Three authorities, as kubeadm has them: the API server refuses a common one for clients and for front proxies. */
-async function createPki(dir: string, address: string): Promise<Pki> {
-	await mkdir(dir, { recursive: true });
-	const serviceAccountKey = join(dir, "service-account.key");
-	const [cluster, frontProxy, etcd] = await Promise.all([
-		Authority.create(join(dir, "cluster"), "cluster-ca"),
-		Authority.create(join(dir, "front-proxy"), "front-proxy-ca"),
-		Authority.create(join(dir, "etcd"), "etcd-ca"),
-		run([
-			"openssl",
-			"ecparam",
-			"-name",
-			"prime256v1",
-			"-genkey",
-			"-noout",
-			"-out",
-			serviceAccountKey,
-		]),
-	]);
-	const names = [`IP:${address}`, "DNS:localhost"];
-	const serviceNames = [
-		"kubernetes",
-		"kubernetes.default",
-		"kubernetes.default.svc",
-	].map((name) => `DNS:${name}`);
-	const [apiServer, aggregator, kubeletClient, etcdServer, etcdClient] =
-		await Promise.all([
-			cluster.issue("apiserver", {
-				subject: "/CN=kube-apiserver",
-				names: [...names, `IP:${serviceAddress}`, ...serviceNames],
-			}),
-			frontProxy.issue("aggregator", { subject: "/CN=front-proxy-client" }),
-			cluster.issue("kubelet-client", {
-				subject: "/O=system:masters/CN=kube-apiserver-kubelet-client",
-			}),
-			etcd.issue("server", { subject: "/O=etcd", names }),
-			etcd.issue("client", { subject: "/" }),
-		]);
-	return {
-		cluster,
-		frontProxy,
-		etcd,
-		apiServer,
-		aggregator,
-		kubeletClient,
-		etcdServer,
-		etcdClient,
-		serviceAccountKey,
-	};
+/** Command line flags from their names and values. */
+function flags(values: Record<string, string>): string[] {
+	return Object.entries(values).map(([name, value]) => `--${name}=${value}`);
 }
 
 const auditPolicy = JSON.stringify({

@@ -15,7 +15,7 @@ const start = performance.now();
 const seconds = () => `${Math.round((performance.now() - start) / 1000)} s`;
 
 // While it starts, what there is ends with this process; later on Ctrl-C is the usual end.
-let interrupt = () => process.exit(130);
+let interrupt: () => void = () => process.exit(130);
 for (const signal of ["SIGINT", "SIGTERM"] as const)
 	process.on(signal, () => interrupt());
 
