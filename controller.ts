@@ -6,7 +6,12 @@ import { randomUUID } from "node:crypto";
 import { hostname } from "node:os";
 import { isDeepStrictEqual } from "node:util";
 import { Cache } from "./cache.ts";
-import { API_VERSION, type EtcdStorage, readSpec } from "./etcdstorage.ts";
+import {
+	API_VERSION,
+	type EtcdStorage,
+	readSpec,
+	readStatus,
+} from "./etcdstorage.ts";
 import {
 	ApiError,
 	type Kind,
@@ -50,6 +55,8 @@ class Controller {
 	/** With a connection of its own: nothing else may hold up a renewal. */
 	readonly #leaseClient: Kube;
 	readonly #certificates = new Map<string, Outcome["certificates"]>();
+	/** The status that we last wrote or agreed with, by EtcdStorage. */
+	readonly #told = new Map<string, EtcdStorage["status"]>();
 	#leading = false;
 
 	constructor(options: Options, log: Log) {
@@ -181,10 +188,7 @@ class Controller {
 			},
 			onRestart: (reason) => {
 				this.#metrics.watchRestarts.inc({ kind });
-				const hint =
-					kind === "EtcdStorage" && reason.includes("NotFound")
-						? "; is the CustomResourceDefinition installed? See artifacts/deployment"
-						: "";
+				const hint = hintAt(kind, reason);
 				this.#log("WARN", `watch of ${kind}s interrupted: ${reason}${hint}`);
 			},
 		});
@@ -215,11 +219,13 @@ class Controller {
 
 	/** One visit, and everything that is made from its outcome. Resolves to the milliseconds until the next one. */
 	async #work(name: string): Promise<number | undefined> {
-		const storage = this.#context.storages.get(name);
-		if (!storage) {
+		const known = this.#context.storages.get(name);
+		if (!known) {
 			this.#certificates.delete(name);
+			this.#told.delete(name);
 			return undefined;
 		}
+		const storage = { ...known, status: readStatus(known) };
 		const done = this.#metrics.reconcileSeconds.startTimer();
 		try {
 			if (storage.metadata.deletionTimestamp) {
@@ -228,10 +234,15 @@ class Controller {
 				this.#log("INFO", "deleted; its keys stay in the core etcd", name);
 				return undefined;
 			}
+			// A status by another hand: somebody else is at work, and the targets may not be as we remember them.
+			if (!isDeepStrictEqual(known.status, this.#told.get(name)))
+				for (const target of storage.status?.targets ?? [])
+					this.#context.targets.forget(target);
 			const outcome = await visit(storage, this.#context);
 			this.#certificates.set(name, outcome.certificates);
 			this.#metrics.issued.inc(outcome.issued.length);
-			await this.#tell(storage, outcome);
+			const told = await this.#tell(storage, outcome);
+			this.#told.set(name, (told ?? known).status);
 			const passing = outcome.problems.filter((one) => !one.userError);
 			if (passing.length > 0)
 				throw new Error(passing.map((one) => one.message).join(" | "));
@@ -247,8 +258,11 @@ class Controller {
 		}
 	}
 
-	/** Log, status and events: each only where something has changed. */
-	async #tell(storage: EtcdStorage, outcome: Outcome): Promise<void> {
+	/** Log, status and events: each only where something has changed. Resolves to what was written. */
+	async #tell(
+		storage: EtcdStorage,
+		outcome: Outcome,
+	): Promise<EtcdStorage | undefined> {
 		const { kube, environment, storages } = this.#context;
 		const { name, uid = "" } = storage.metadata;
 		const news = [
@@ -267,23 +281,25 @@ class Controller {
 		const shown = after.conditions?.map((ours) =>
 			before?.conditions?.find((one) => one.type === ours.type),
 		);
+		let written: EtcdStorage | undefined;
 		if (!isDeepStrictEqual({ ...before, conditions: shown }, { ...after })) {
-			const applied = await kube.apply(
+			written = await kube.apply(
 				{
 					apiVersion: API_VERSION,
 					kind: "EtcdStorage",
 					metadata: { name, uid },
 					status: after,
-				} as KubeObject,
+				} as EtcdStorage,
 				{ subresource: "status" },
 			);
-			storages.wrote(applied as EtcdStorage);
+			storages.wrote(written);
 		}
 		for (const note of events(before, after, outcome.issued)) {
 			if (note.type === "Warning")
 				this.#log("WARN", `${note.reason}: ${note.message}`, name);
 			await this.#event(storage, note);
 		}
+		return written;
 	}
 
 	/** An event that cannot be written is logged and no more: conditions are what counts. */
@@ -379,6 +395,15 @@ async function main(args: string[]): Promise<void> {
 	await server?.stop(true);
 	// Requests that are not answered would keep the process.
 	process.exit();
+}
+
+/** The way out, where the reason why a watch fails leaves one guessing. */
+function hintAt(kind: Kind, reason: string): string {
+	if (reason.includes(": Unauthorized:"))
+		return "; the kubeconfig's credentials are wrong or have expired";
+	return kind === "EtcdStorage" && reason.includes("NotFound")
+		? "; is the CustomResourceDefinition installed? See artifacts/deployment"
+		: "";
 }
 
 /** What is expected to fail says so in a sentence; of anything else, a bug, all is shown. */

@@ -189,6 +189,23 @@ export function readSpec(storage: EtcdStorage): Spec | { invalid: string } {
 	return { name, replicas, targets, validity, warnings };
 }
 
+/** The status as the controller has written it; an empty one if somebody else has, as an older CRD lets them. */
+export function readStatus({ status }: EtcdStorage): EtcdStorageStatus {
+	const conditions: unknown = status?.conditions ?? [];
+	const targets: unknown = status?.targets ?? [];
+	const sound =
+		Array.isArray(conditions) &&
+		conditions.every((one: Condition | null) => one?.type) &&
+		Array.isArray(targets) &&
+		targets.every(
+			(one: TargetStatus | null) =>
+				["ConfigMap", "Secret"].includes(one?.kind ?? "") &&
+				isObjectName(one?.name) &&
+				isObjectName(one?.namespace, 63),
+		);
+	return (sound && status) || {};
+}
+
 /** A DNS subdomain, as the names of Kubernetes objects are. */
 export const isObjectName = (text: unknown, max = 253) =>
 	typeof text === "string" &&

@@ -3,9 +3,10 @@ export type Level = "INFO" | "WARN" | "ERROR";
 /** @param etcdstorage the one that the line is about, if it is about one */
 export type Log = (level: Level, message: string, etcdstorage?: string) => void;
 
-export const logger =
-	(format: "text" | "json"): Log =>
-	(level, message, etcdstorage) => {
+export function logger(format: "text" | "json"): Log {
+	// A full disk, or a pipe that nobody reads any more, costs the lines and not the work.
+	process.stderr.on("error", () => undefined);
+	return (level, message, etcdstorage) => {
 		const time = new Date().toISOString();
 		const about = etcdstorage === undefined ? {} : { etcdstorage };
 		const line =
@@ -14,3 +15,4 @@ export const logger =
 				: `${time} ${level.padEnd(5)} ${etcdstorage === undefined ? "" : `${etcdstorage}: `}${message}`;
 		process.stderr.write(`${line}\n`);
 	};
+}

@@ -271,22 +271,30 @@ export const emptyTarget = (target: TargetStatus): Data => ({
 });
 
 export interface Deployment extends KubeObject {
-	spec?: { replicas?: number };
+	spec?: {
+		replicas?: number;
+		template?: { metadata?: { annotations?: Record<string, string> } };
+	};
 	status?: {
 		readyReplicas?: number;
 		conditions?: { type: string; status: string }[];
 	};
 }
 
-/** Service and Deployment. The label `apiserver` and the selector are the 2018 controller's, whose Deployments are taken over in place. */
+/**
+ * Service and Deployment. The label `apiserver` and the selector are the 2018 controller's, whose Deployments are taken over in place.
+ * @param running while the core's CA is bad: the Deployment, whose pods run with a good one and are not rolled
+ */
 export function workload(
 	storage: EtcdStorage,
 	environment: Environment,
 	spec: Spec,
 	material: Material,
+	running?: Deployment,
 ): KubeObject[] {
 	const labels = { apiserver: spec.name };
 	const name = names.workload(spec.name);
+	const { annotations } = running?.spec?.template?.metadata ?? {};
 	return [
 		{
 			...owned(storage, environment, "v1", "Service", name),
@@ -309,7 +317,8 @@ export function workload(
 							// etcd reads CA files once, at start (https://github.com/etcd-io/etcd/issues/11555):
 							// another CA rolls the pods.
 							[CLIENT_CA_HASH]: hash(material.signers.client.bundle),
-							[CORE_CA_HASH]: hash(material.coreCA),
+							[CORE_CA_HASH]:
+								annotations?.[CORE_CA_HASH] ?? hash(material.coreCA),
 						},
 					},
 					spec: podSpec(environment, spec),

@@ -1,7 +1,13 @@
 /**
  * What can be wrong around an EtcdStorage, as sentences that name the object and the way out. Pure.
  */
-import type { EtcdStorage, TargetStatus } from "./etcdstorage.ts";
+import {
+	type EtcdStorage,
+	readSpec,
+	readStatus,
+	sameTarget,
+	type TargetStatus,
+} from "./etcdstorage.ts";
 import type { ApiError, KubeObject } from "./kube.ts";
 import {
 	type Data,
@@ -86,13 +92,11 @@ function isOurOwn(
 
 /** Whether an EtcdStorage claims the target: by its spec, or because it still has to take back what it wrote there. */
 function names(storage: EtcdStorage, target: TargetStatus): boolean {
-	const list =
-		target.kind === "ConfigMap"
-			? storage.spec?.caCertConfigMap
-			: storage.spec?.clientCertSecret;
-	return [...(list ?? []), ...(storage.status?.targets ?? [])].some(
-		(one) => one.name === target.name && one.namespace === target.namespace,
-	);
+	const spec = readSpec(storage);
+	return [
+		...("targets" in spec ? spec.targets : []),
+		...(readStatus(storage).targets ?? []),
+	].some((one) => sameTarget(one, target));
 }
 
 /** A target that exists but could not be read or written. */

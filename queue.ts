@@ -13,7 +13,8 @@ export interface QueueOptions {
 }
 
 const FIRST_RETRY = 250;
-const LAST_RETRY = 60_000;
+/** Also the longest time that what was broken may stay so after its cause has passed. */
+const LAST_RETRY = 30_000;
 
 export class Queue {
 	/** Keys that can be worked on, in order, with the time at which they were added. */

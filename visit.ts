@@ -167,6 +167,13 @@ async function clean(
 	}
 }
 
+/**
+ * Whether the API server's word tells something about the object. Where it could not be reached, or another writer was
+ * faster, nothing is known, a condition would be a false alarm, and the visit is to be made again.
+ */
+const isAnswer = (error: unknown): error is ApiError =>
+	error instanceof ApiError && error.code !== 0 && error.code !== 409;
+
 const isTransient = (error: ApiError) =>
 	error.code === 0 ||
 	error.code === 409 ||
@@ -197,6 +204,8 @@ class Visit {
 	readonly #outcome: Outcome;
 	/** The targets as they were read for this visit: what other visits read or write meanwhile decides nothing here. */
 	readonly #found = new Map<string, Data | undefined>();
+	/** Ids of certificates whose target could not be written. */
+	readonly #undelivered = new Set<string>();
 
 	constructor(
 		storage: EtcdStorage,
@@ -224,19 +233,25 @@ class Visit {
 		// A certificate whose signer is not kept must not get about.
 		const kept = await this.#ensureSigners(plan, material);
 		if (kept) {
-			this.#report(plan, material);
 			this.#recordTargets(fillable);
 			const args = [this.#storage, environment, fillable, material] as const;
 			// Bundles before the certificates that need them, certificates before the pods that mount them.
 			const delivered =
 				(await this.#ensureAll("CertificatesReady", bundles(...args))) &&
 				(await this.#ensureAll("CertificatesReady", certificates(...args)));
+			this.#report(plan, observed, material);
 			// Pods that cannot work are not made; those that run are kept in repair.
 			const running = owned.Deployment.get(names.workload(this.#spec.name));
 			if (delivered && (!coreTrouble || running))
 				await this.#ensureAll(
 					"Deployed",
-					workload(this.#storage, environment, this.#spec, material),
+					workload(
+						this.#storage,
+						environment,
+						this.#spec,
+						material,
+						coreTrouble && running,
+					),
 				);
 		}
 		this.#outcome.availability = availability(
@@ -260,7 +275,7 @@ class Visit {
 					storages.values(),
 				);
 			} catch (error) {
-				if (!(error instanceof ApiError)) throw error;
+				if (!isAnswer(error)) throw error;
 				return targetError(target, error, false);
 			}
 		});
@@ -273,12 +288,15 @@ class Visit {
 		);
 	}
 
-	/** Where something was wrong at the last visit, what was read then is read again. */
+	/**
+	 * Where something was wrong at the last visit, what was read then is read again. Else it may be so old that it and
+	 * the wait for the next visit together are less than the minute within which an edited target is repaired.
+	 */
 	#maxAge(): number {
 		const troubled = this.#storage.status?.conditions?.some(
 			(one) => one.type === "CertificatesReady" && one.status === "False",
 		);
-		return troubled ? 0 : TARGET_POLL / 2;
+		return troubled ? 0 : TARGET_POLL / 4;
 	}
 
 	async #observe(fillable: TargetStatus[]): Promise<Observed> {
@@ -410,8 +428,7 @@ class Visit {
 			this.#wrote(desired, live ? "configured" : "created");
 			return true;
 		} catch (error) {
-			// Another writer was faster: no failure, but a reason to look again.
-			if (!(error instanceof ApiError) || error.code === 409) throw error;
+			if (!isAnswer(error)) throw error;
 			this.#outcome.problems.push(writeError(condition, error));
 			return false;
 		}
@@ -435,7 +452,8 @@ class Visit {
 			this.#wrote(desired, "configured");
 		} catch (error) {
 			targets.forget(target);
-			if (!(error instanceof ApiError) || error.code === 409) throw error;
+			if (!isAnswer(error)) throw error;
+			if (target.kind === "Secret") this.#undelivered.add(leafId(target));
 			this.#outcome.problems.push(
 				targetError(target, error, live?.immutable ?? false),
 			);
@@ -448,11 +466,14 @@ class Visit {
 		this.#outcome.written.push(`${object.kind} ${namespace}/${name} ${how}`);
 	}
 
-	#report(plan: Plan, material: Material): void {
+	/** What is in the cluster now: a certificate that could not be delivered is none, and its predecessor counts on. */
+	#report(plan: Plan, observed: Observed, material: Material): void {
 		const { issued, certificates: list } = this.#outcome;
 		for (const due of plan.signers)
 			issued.push(`${due.domain}-signer (${due.reason})`);
-		for (const due of plan.leaves) issued.push(`${due.id} (${due.reason})`);
+		for (const due of plan.leaves)
+			if (!this.#undelivered.has(due.id))
+				issued.push(`${due.id} (${due.reason})`);
 		for (const domain of domains) {
 			const { facts, trusted } = material.signers[domain];
 			const renewalTime = signerRenewalTime(this.#spec, domain, facts);
@@ -462,7 +483,10 @@ class Visit {
 				...trusted.map((one) => one.notAfter + 1000),
 			);
 		}
-		for (const [id, { facts }] of Object.entries(material.leaves)) {
+		for (const [id, leaf] of Object.entries(material.leaves)) {
+			const found = this.#undelivered.has(id) ? observed.leaves[id] : leaf;
+			if (!found || !("facts" in found)) continue;
+			const { facts } = found;
 			const domain = leafDomain(id);
 			const renewalTime = leafRenewalTime(this.#spec, domain, facts);
 			list.push({ id, domain, facts, renewalTime });
@@ -489,7 +513,7 @@ class Visit {
 					(one) => one !== target,
 				);
 			} catch (error) {
-				if (!(error instanceof ApiError)) throw error;
+				if (!isAnswer(error)) throw error;
 				this.#outcome.problems.push(targetError(target, error, false));
 			}
 		}

@@ -4,6 +4,9 @@ import { join } from "node:path";
 import type { ControlPlane } from "./cluster/controlplane.ts";
 import { NAMESPACE } from "./harness.ts";
 
+/** https://kubernetes.io/docs/reference/access-authn-authz/authentication/#service-account-tokens */
+const CREDENTIAL_ID = "authentication.kubernetes.io/credential-id";
+
 export interface Identity {
 	/** Path of a kubeconfig with the rights of the controller's ServiceAccount. */
 	kubeconfig: string;
@@ -51,15 +54,18 @@ export async function audited(
 	const text = await readFile(cluster.auditLog, "utf8");
 	const requests: AuditedRequest[] = [];
 	for (const line of text.split("\n")) {
-		const known = identities.find(({ credential }) =>
-			line.includes(credential),
-		);
 		// A line may be half written.
-		if (!known || !line.endsWith("}")) continue;
+		if (!line.endsWith("}")) continue;
 		const event = JSON.parse(line);
+		const [credential] = event.user?.extra?.[CREDENTIAL_ID] ?? [];
+		if (!identities.some((one) => one.credential === credential)) continue;
 		if (event.stage !== "ResponseComplete" && event.stage !== "Panic") continue;
-		const { resource = event.requestURI, subresource, namespace, name } =
-			event.objectRef ?? {};
+		const {
+			resource = event.requestURI,
+			subresource,
+			namespace,
+			name,
+		} = event.objectRef ?? {};
 		requests.push({
 			verb: event.verb,
 			resource: subresource ? `${resource}/${subresource}` : resource,
@@ -67,7 +73,7 @@ export async function audited(
 			name,
 			code: event.responseStatus?.code ?? 0,
 			at: Date.parse(event.requestReceivedTimestamp),
-			credential: known.credential,
+			credential,
 		});
 	}
 	return requests.sort((a, b) => a.at - b.at);

@@ -8,6 +8,7 @@ import {
 	apiServerNamespace,
 	type Cluster,
 	etcdStorage,
+	eventsOf,
 	type Json,
 	NAMESPACE,
 	until,
@@ -27,6 +28,8 @@ export interface Client {
 		pattern: RegExp,
 		timeoutMs?: number,
 	): Promise<string>;
+	/** Waits until there are so many events like this about an EtcdStorage, and returns all of them. */
+	events(name: string, pattern: RegExp, count: number): Promise<string[]>;
 	/** What the controller said it issued for an EtcdStorage because of an action: `server (not there)` and the like. */
 	issuedBy(name: string, action: () => Promise<unknown>): Promise<string>;
 	/** A namespace `k8s-<name>` with both targets and an EtcdStorage for it; resolves when all certificates are delivered. */
@@ -94,6 +97,12 @@ export function client(cluster: Cluster): Client {
 	return {
 		get,
 		condition,
+		events: (name, pattern, count) =>
+			until(async () => {
+				const all = await eventsOf(cluster, name);
+				const found = all.filter((event) => pattern.test(event));
+				return found.length >= count && found;
+			}, `there are ${count} events ${pattern} of ${name}`),
 		async issuedBy(name, action) {
 			const before = await issued(name);
 			await action();

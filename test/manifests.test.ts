@@ -12,6 +12,7 @@ import {
 	availability,
 	bundles,
 	certificates,
+	type Data,
 	type Deployment,
 	type Environment,
 	emptyTarget,
@@ -192,6 +193,23 @@ describe("whatever the EtcdStorage, desired objects", () => {
 				for (const object of all(storage)) check(object, object.kind);
 			}),
 		);
+	});
+
+	test("carry keys in Secrets only, also where a ConfigMap and a Secret have the same name", () => {
+		const targets = [{ name: "same", namespace: "apps" }];
+		const storage = sample();
+		storage.spec.caCertConfigMap = targets;
+		storage.spec.clientCertSecret = targets;
+		for (const { kind, data } of all(storage) as Data[])
+			if (kind !== "Secret")
+				expect(
+					Object.keys(data ?? {}).filter((key) => /tls/.test(key)),
+				).toEqual([]);
+		expect(
+			all(storage)
+				.filter(({ metadata }) => metadata.name === "same")
+				.map(({ kind }) => kind),
+		).toEqual(["ConfigMap", "Secret"]);
 	});
 
 	test("have names that the API server takes: a Service's is a DNS label", () => {

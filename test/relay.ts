@@ -5,7 +5,13 @@ import net from "node:net";
 export class Relay {
 	/** Connections accepted so far. */
 	connections = 0;
-	readonly #pairs = new Set<{ client: net.Socket; mute: boolean }>();
+	readonly #pairs = new Set<{
+		client: net.Socket;
+		/** What the client says is lost. */
+		mute: boolean;
+		/** What the server says is lost. */
+		deaf: boolean;
+	}>();
 	readonly #server: net.Server;
 	readonly #target: URL;
 	#port = 0;
@@ -55,8 +61,13 @@ export class Relay {
 	 * @param alsoNew over all further connections, too
 	 */
 	mute(alsoNew = false): void {
-		for (const pair of this.#pairs) pair.mute = true;
+		for (const pair of this.#pairs) pair.mute = pair.deaf = true;
 		this.#muteNew = alsoNew;
+	}
+
+	/** The present connections still bring what the server says, but lose what the client says. */
+	unanswered(): void {
+		for (const pair of this.#pairs) pair.mute = true;
 	}
 
 	/** New connections are accepted and work. */
@@ -72,21 +83,22 @@ export class Relay {
 
 	#relay(client: net.Socket): void {
 		this.connections++;
-		const pair = { client, mute: this.#muteNew };
+		const pair = { client, mute: this.#muteNew, deaf: this.#muteNew };
 		this.#pairs.add(pair);
 		const { hostname, port } = this.#target;
 		const upstream = net.connect(Number(port), hostname);
-		const pass = (to: net.Socket) => (data: Buffer) => {
-			if (!pair.mute && !to.destroyed) to.write(data);
-		};
-		client.on("data", pass(upstream));
-		upstream.on("data", pass(client));
+		client.on("data", (data) => {
+			if (!pair.mute && !upstream.destroyed) upstream.write(data);
+		});
+		upstream.on("data", (data) => {
+			if (!pair.deaf && !client.destroyed) client.write(data);
+		});
 		client.on("close", () => {
 			this.#pairs.delete(pair);
 			upstream.destroy();
 		});
 		upstream.on("close", () => {
-			if (!pair.mute) client.destroy();
+			if (!pair.deaf) client.destroy();
 		});
 		for (const end of [client, upstream]) end.on("error", () => end.destroy());
 	}

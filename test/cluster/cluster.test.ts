@@ -5,18 +5,18 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { readdirSync, readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { basename } from "node:path";
+import { basename, join } from "node:path";
 import type { EtcdStorage } from "../../etcdstorage.ts";
 import { etcdStorage, type Json, until } from "../harness.ts";
 import { type Demo, etcdctl, runDemo, tenantClient, waitFor } from "./demo.ts";
+import { sharedLibraries } from "./images.ts";
 import { type Cluster, startCluster } from "./node.ts";
+import { etcdImage } from "./nodeconfig.ts";
+import { obstacle } from "./prerequisites.ts";
 import { terminalLog } from "./steps.ts";
 
-const root = process.getuid?.() === 0;
-if (!root)
-	console.log(
-		"skipped: the one-node cluster needs root (network namespace, containerd, kubelet)",
-	);
+const reason = await obstacle();
+if (reason !== undefined) console.log(`skipped: ${reason}`);
 
 const NAME = "sample-apiserver";
 const NAMESPACE = "kube-apiserver-storage";
@@ -42,7 +42,7 @@ const processesWith = (argument: string): number[] =>
 		})
 		.map(Number);
 
-describe.skipIf(!root)("on a one-node cluster", () => {
+describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 	let cluster: Cluster;
 	let demo: Demo;
 	beforeAll(async () => {
@@ -57,6 +57,12 @@ describe.skipIf(!root)("on a one-node cluster", () => {
 	const json = async <T = Json>(...args: string[]): Promise<T> =>
 		JSON.parse(await cluster.kubectl([...args, "--output=json"]));
 	const storage = () => json<EtcdStorage>("get", "etcdstorage", NAME);
+	const shown = async (type: string) => {
+		const found = (await storage()).status?.conditions?.find(
+			(one) => one.type === type,
+		);
+		return `${found?.status}: ${found?.message}`;
+	};
 	const ready = async () =>
 		(await storage()).status?.conditions?.find((one) => one.type === "Ready")
 			?.status;
@@ -203,18 +209,13 @@ describe.skipIf(!root)("on a one-node cluster", () => {
 			for (const pid of pids) process.kill(pid, "SIGSTOP");
 			try {
 				await until(
-					async () => (await ready()) === "False",
-					"the EtcdStorage says that it is not ready",
+					async () =>
+						(await shown("Deployed")).includes("0 of 3 replicas ready"),
+					"the EtcdStorage says that no proxy is ready",
 					2 * MINUTE,
 				);
-				const status = (await storage()).status;
-				expect(
-					status?.conditions?.find((one) => one.type === "Deployed")?.message,
-				).toContain("0 of 3 replicas ready");
-				expect(
-					status?.conditions?.find((one) => one.type === "CertificatesReady")
-						?.status,
-				).toBe("True");
+				expect(await shown("Ready")).toStartWith("False");
+				expect(await shown("CertificatesReady")).toStartWith("True");
 			} finally {
 				for (const pid of pids) process.kill(pid, "SIGCONT");
 			}
@@ -384,6 +385,70 @@ describe.skipIf(!root)("on a one-node cluster", () => {
 			await cluster.kubectl(["delete", "etcdstorage", name, "--timeout=60s"]);
 		},
 		2 * MINUTE,
+	);
+
+	test(
+		"the controller works as a Deployment of its own, from artifacts/deployment and an image of nothing but its binary and libc",
+		async () => {
+			await demo.controller.stop();
+			const binary = join(cluster.dir, "etcdproxy-controller");
+			await cluster.importImage({
+				name: "localhost/etcdproxy-controller:dev",
+				files: {
+					"/usr/local/bin/etcdproxy-controller": binary,
+					...(await sharedLibraries(binary)),
+				},
+				entrypoint: ["/usr/local/bin/etcdproxy-controller"],
+			});
+			const manifest = await Bun.file(
+				join(
+					import.meta.dir,
+					"../../artifacts/deployment/00-etcdproxy-controller.yaml",
+				),
+			).text();
+			await cluster.kubectl(
+				["apply", "--filename=-"],
+				manifest
+					.replace(
+						"xmudrii/etcdproxy-controller:latest",
+						"localhost/etcdproxy-controller:dev",
+					)
+					.replace(
+						/^( +- )--leader-elect$/m,
+						`$&\n$1--etcd-proxy-image=${etcdImage}`,
+					),
+			);
+			await cluster.kubectl([
+				"rollout",
+				"status",
+				"deployment/etcdproxy-controller-deployment",
+				`--namespace=${NAMESPACE}`,
+				"--timeout=60s",
+			]);
+			const uid = async () => {
+				const { items } = await json(
+					"get",
+					"service",
+					`--namespace=${NAMESPACE}`,
+				);
+				return (items as Json[]).find(
+					(one) => one.metadata.name === `etcd-${NAME}`,
+				)?.metadata.uid;
+			};
+			const before = await uid();
+			await cluster.kubectl([
+				"delete",
+				"service",
+				`etcd-${NAME}`,
+				`--namespace=${NAMESPACE}`,
+			]);
+			await until(
+				async () => ![undefined, before].includes(await uid()),
+				"the Service is back",
+				MINUTE,
+			);
+		},
+		3 * MINUTE,
 	);
 
 	test(

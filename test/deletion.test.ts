@@ -1,0 +1,277 @@
+/** What goes with an EtcdStorage and what stays, against a real API server with its garbage collector. */
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { X509Certificate } from "node:crypto";
+import { base64, type Client, client, material, secretText } from "./client.ts";
+import {
+	apiServerNamespace,
+	type Cluster,
+	type Controller,
+	etcdStorage,
+	eventsOf,
+	type Json,
+	NAMESPACE,
+	startCluster,
+	startController,
+	until,
+} from "./harness.ts";
+
+let cluster: Cluster;
+let controller: Controller;
+let api: Client;
+
+beforeAll(async () => {
+	cluster = await startCluster();
+	// Now: the garbage collector looks for new kinds, such as EtcdStorage, every 30 s only.
+	await cluster.startControllerManager();
+	controller = await startController(cluster);
+	api = client(cluster);
+}, 120_000);
+
+afterAll(async () => {
+	await controller?.stop();
+	await cluster?.stop();
+}, 30_000);
+
+const kubectl = (...args: string[]) => cluster.kubectl(args);
+/** Deletes, and waits until it has gone: deletion never hangs. */
+const remove = (name: string) =>
+	kubectl("delete", "etcdstorage", name, "--timeout=10s");
+/** What is left in the controller's namespace of an EtcdStorage. */
+const leftovers = async (name: string) =>
+	(
+		await kubectl(
+			...["-n", NAMESPACE, "get", "-o", "name"],
+			"deployments,services,configmaps,secrets",
+			...["-l", `etcd.xmudrii.com/etcdstorage=${name}`],
+		)
+	)
+		.split("\n")
+		.filter((line) => line !== "");
+const collected = (name: string) =>
+	until(
+		async () => (await leftovers(name)).length === 0,
+		`the objects of ${name} are gone`,
+	);
+const targets = async (namespace: string) => ({
+	configMap: await api.get("ConfigMap", "etcd-serving-ca", namespace),
+	secret: await api.get("Secret", "etcd-client-cert", namespace),
+});
+const ourAnnotations = (object: Json) =>
+	Object.keys(object.metadata.annotations ?? {}).filter((key) =>
+		key.startsWith("etcd.xmudrii.com/"),
+	);
+const warnings = async (name: string) =>
+	(await eventsOf(cluster, name)).filter((one) => one.startsWith("Warning"));
+const patchTarget = (name: string, kind: string, patch: object) =>
+	kubectl(
+		...["-n", `k8s-${name}`, "patch", kind],
+		kind === "secret" ? "etcd-client-cert" : "etcd-serving-ca",
+		...["--type=merge", "-p", JSON.stringify(patch)],
+	);
+
+describe.concurrent("a deleted EtcdStorage", () => {
+	test("takes all of its objects with it, its pods included, and tells what stays in the core etcd", async () => {
+		await api.tenant("gone");
+		await until(async () => {
+			const pods = await kubectl(
+				...["-n", NAMESPACE, "get", "pods", "-o", "name"],
+				...["-l", "apiserver=gone"],
+			);
+			return pods.trim().split("\n").length === 3;
+		}, "Pod Security has admitted three pods");
+		expect(await leftovers("gone")).toHaveLength(6);
+		await remove("gone");
+		await collected("gone");
+		await until(
+			async () =>
+				(await kubectl("-n", NAMESPACE, "get", "pods", "-l", "apiserver=gone"))
+					.length === 0,
+			"the pods are gone",
+		);
+		const events = await eventsOf(cluster, "gone");
+		const retained = events.filter((one) => one.includes("DataRetained"));
+		expect(retained).toEqual([
+			"Normal DataRetained: the keys under /gone/ stay in the core etcd; once nobody needs them: etcdctl del --prefix /gone/",
+		]);
+		expect(await warnings("gone")).toEqual([]);
+		const { configMap, secret } = await targets("k8s-gone");
+		expect([configMap.data, secret.data]).toEqual([undefined, undefined]);
+	}, 60_000);
+
+	test("leaves in its targets what others have there, and nothing else", async () => {
+		await api.tenant("tidy");
+		const theirs = (data: string) => ({
+			metadata: { annotations: { theirs: "yes" }, labels: { theirs: "yes" } },
+			data: { theirs: data },
+		});
+		await patchTarget("tidy", "configmap", theirs("data"));
+		await patchTarget("tidy", "secret", theirs(base64("data")));
+		await remove("tidy");
+		const { configMap, secret } = await targets("k8s-tidy");
+		expect(configMap.data).toEqual({ theirs: "data" });
+		expect(secret.data).toEqual({ theirs: base64("data") });
+		for (const object of [configMap, secret]) {
+			expect(object.metadata.annotations).toHaveProperty("theirs");
+			expect(object.metadata.labels).toEqual({ theirs: "yes" });
+			expect(ourAnnotations(object)).toEqual([]);
+		}
+	}, 40_000);
+
+	test("leaves a kubernetes.io/tls Secret the two empty keys that it must have", async () => {
+		const objects = apiServerNamespace("k8s-tls").map((object) =>
+			(object as Json).kind === "Secret"
+				? {
+						...object,
+						type: "kubernetes.io/tls",
+						data: { "tls.crt": "", "tls.key": "" },
+					}
+				: object,
+		);
+		await cluster.apply(...objects, etcdStorage("tls", "k8s-tls"));
+		await api.condition("tls", "CertificatesReady", /^True /);
+		await remove("tls");
+		const { secret } = await targets("k8s-tls");
+		expect(secret.data).toEqual({ "tls.crt": "", "tls.key": "" });
+		expect(ourAnnotations(secret)).toEqual([]);
+		expect(await warnings("tls")).toEqual([]);
+	}, 40_000);
+
+	test("cleans targets that were restored from a backup, too", async () => {
+		await api.tenant("restored");
+		const before = await targets("k8s-restored");
+		await kubectl("-n", "k8s-restored", "delete", "configmap,secret", "--all");
+		for (const object of Object.values(before)) {
+			const { name, namespace, annotations } = object.metadata;
+			await cluster.kubectl(
+				["create", "-f", "-"],
+				JSON.stringify({
+					...object,
+					metadata: { name, namespace, annotations },
+				}),
+			);
+		}
+		await remove("restored");
+		const { configMap, secret } = await targets("k8s-restored");
+		for (const object of [configMap, secret]) {
+			expect(object.data).toBeUndefined();
+			expect(ourAnnotations(object)).toEqual([]);
+		}
+	}, 40_000);
+
+	test.each([
+		[
+			"immutable",
+			() => patchTarget("immutable", "secret", { immutable: true }),
+			/^Warning TargetCleanupFailed: what was written into Secret k8s-immutable\/etcd-client-cert could not be taken back; where it still is, remove it by hand: .*immutable/,
+		],
+		[
+			"forbidden",
+			() =>
+				kubectl(
+					...["-n", "k8s-forbidden", "patch", "role", "etcdproxy-targets"],
+					...["--type=json", "-p"],
+					'[{"op":"remove","path":"/rules/1"}]',
+				),
+			/^Warning TargetCleanupFailed: what was written into Secret k8s-forbidden\/etcd-client-cert could not be taken back; where it still is, remove it by hand: .*[Ff]orbidden/,
+		],
+	] as [string, () => Promise<unknown>, RegExp][])(
+		"whose target is %s goes, with an event that tells what stays",
+		async (name, spoil, warning) => {
+			await api.tenant(name);
+			await spoil();
+			if (name === "forbidden")
+				await until(async () => {
+					const answer = await kubectl(
+						...["-n", "k8s-forbidden", "auth", "can-i", "get"],
+						...["secret/etcd-client-cert", "--as"],
+						`system:serviceaccount:${NAMESPACE}:etcdproxy-controller-sa`,
+					).catch((error: Error) => error.message);
+					return !answer.startsWith("yes");
+				}, "the API server knows");
+			await remove(name);
+			await collected(name);
+			const told = await warnings(name);
+			expect(told).toHaveLength(1);
+			expect(told[0]).toMatch(warning);
+			const { configMap, secret } = await targets(`k8s-${name}`);
+			expect(configMap.data).toBeUndefined();
+			expect(secretText(secret, "tls.key")).toStartWith("-----BEGIN");
+		},
+		60_000,
+	);
+
+	test("whose targets are gone goes without a word about them", async () => {
+		await api.tenant("lost");
+		await kubectl("-n", "k8s-lost", "delete", "configmap,secret", "--all");
+		await remove("lost");
+		expect(await warnings("lost")).toEqual([]);
+	}, 40_000);
+
+	test("whose targets' namespace is gone goes", async () => {
+		await api.tenant("homeless");
+		await kubectl("delete", "namespace", "k8s-homeless", "--timeout=30s");
+		await remove("homeless");
+		await collected("homeless");
+		// The right to look went with the namespace: that it is gone cannot be known.
+		const told = await warnings("homeless");
+		expect(told).toHaveLength(2);
+		for (const one of told) expect(one).toContain("where it still is");
+	}, 60_000);
+
+	test("leaves its targets to the next one that names them", async () => {
+		await api.tenant("heir");
+		await cluster.apply(etcdStorage("next", "k8s-heir"));
+		await api.condition("next", "CertificatesReady", /^False TargetTaken: /);
+		await remove("heir");
+		await api.condition("next", "CertificatesReady", /^True /, 10_000);
+		const { secret } = await targets("k8s-heir");
+		expect(
+			new X509Certificate(secretText(secret, "tls.crt")).subject,
+		).toContain("CN=next");
+	}, 40_000);
+
+	test("can leave its objects as orphans, which the next one of its name takes over", async () => {
+		await api.tenant("orphans");
+		const before = await material(api, "orphans");
+		await kubectl("delete", "etcdstorage", "orphans", "--cascade=orphan");
+		const orphan = await api.get("Secret", "orphans-client-signer");
+		expect(orphan.metadata.ownerReferences).toBeUndefined();
+		await cluster.apply(etcdStorage("orphans", "k8s-orphans"));
+		await api.condition("orphans", "CertificatesReady", /^True /);
+		const { clientCA, servingCA, server } = await material(api, "orphans");
+		expect(before).toMatchObject({ clientCA, servingCA, server });
+		const storage = await api.get("EtcdStorage", "orphans");
+		const signer = await api.get("Secret", "orphans-client-signer");
+		expect(signer.metadata.ownerReferences[0].uid).toBe(storage.metadata.uid);
+		expect(await warnings("orphans")).toEqual([]);
+	}, 40_000);
+
+	test("can be created again at once, and gets new signers", async () => {
+		await api.tenant("phoenix");
+		const before = await api.get("Secret", "phoenix-client-signer");
+		await remove("phoenix");
+		await cluster.apply(etcdStorage("phoenix", "k8s-phoenix"));
+		await api.condition("phoenix", "CertificatesReady", /^True /);
+		const storage = await api.get("EtcdStorage", "phoenix");
+		const signer = await api.get("Secret", "phoenix-client-signer");
+		expect(signer.metadata.ownerReferences[0].uid).toBe(storage.metadata.uid);
+		expect(signer.data["tls.key"]).not.toBe(before.data["tls.key"]);
+	}, 40_000);
+});
+
+describe("without the controller", () => {
+	test("an EtcdStorage that is deleted waits, and goes once the controller is back", async () => {
+		await api.tenant("waiting");
+		await controller.stop();
+		await kubectl("delete", "etcdstorage", "waiting", "--wait=false");
+		const storage = await api.get("EtcdStorage", "waiting");
+		expect(storage.metadata.finalizers).toEqual(["etcd.xmudrii.com/targets"]);
+		controller = await startController(cluster);
+		await until(
+			async () => (await api.get("EtcdStorage", "waiting")) === undefined,
+			"it is gone",
+		);
+		const { configMap, secret } = await targets("k8s-waiting");
+		expect([configMap.data, secret.data]).toEqual([undefined, undefined]);
+	}, 60_000);
+});

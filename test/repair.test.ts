@@ -1,0 +1,411 @@
+/** What is deleted or edited comes back, against a real API server. */
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import type { Kind } from "../kube.ts";
+import {
+	type Client,
+	client,
+	type Material,
+	material,
+	opensslVerify,
+} from "./client.ts";
+import {
+	type Cluster,
+	type Controller,
+	eventsOf,
+	type Json,
+	NAMESPACE,
+	startCluster,
+	startController,
+	until,
+} from "./harness.ts";
+
+let cluster: Cluster;
+let controller: Controller;
+let api: Client;
+
+beforeAll(async () => {
+	cluster = await startCluster();
+	controller = await startController(cluster);
+	api = client(cluster);
+}, 120_000);
+
+afterAll(async () => {
+	await controller?.stop();
+	await cluster?.stop();
+}, 30_000);
+
+const own = (...args: string[]) => cluster.kubectl(["-n", NAMESPACE, ...args]);
+const json = (...operations: object[]) => [
+	"--type=json",
+	"-p",
+	JSON.stringify(operations),
+];
+const replace = (kind: string, name: string, path: string, value: string) =>
+	own("patch", kind, name, ...json({ op: "replace", path, value }));
+
+describe("repair", () => {
+	beforeAll(() => api.tenant("repair"), 30_000);
+
+	/** What must be as it was; a Service that was deleted gets another address. */
+	const content = (object: Json) => {
+		const { labels, ownerReferences } = object?.metadata ?? {};
+		const { clusterIP: _, clusterIPs: __, ...spec } = object?.spec ?? {};
+		return { labels, ownerReferences, spec, data: object?.data };
+	};
+	const cases: [Kind, name: string, what: string, edit: string[]][] = [];
+	const edit =
+		(kind: Kind, name: string) =>
+		(what: string, ...args: string[]) =>
+			cases.push([kind, name, what, args]);
+	const deployment = edit("Deployment", "etcd-repair");
+	const container = "/spec/template/spec/containers/0";
+	const pod = "/spec/template/spec";
+	deployment("is deleted", "delete", "deployment", "etcd-repair");
+	deployment(
+		"has another image",
+		...["set", "image", "deployment/etcd-repair", "etcdproxy=evil:1"],
+	);
+	deployment(
+		"has another argument",
+		...["patch", "deployment", "etcd-repair"],
+		...json({ op: "replace", path: `${container}/args/1`, value: "--x" }),
+	);
+	deployment(
+		"has one more argument",
+		...["patch", "deployment", "etcd-repair"],
+		...json({ op: "add", path: `${container}/args/-`, value: "--debug" }),
+	);
+	deployment(
+		"has one more container",
+		...["patch", "deployment", "etcd-repair"],
+		...json({
+			op: "add",
+			path: `${pod}/containers/-`,
+			value: { name: "more", image: "more:1" },
+		}),
+	);
+	deployment(
+		"has another environment",
+		...["set", "env", "deployment/etcd-repair", "DEBUG=1"],
+	);
+	deployment(
+		"is bound to a node",
+		...["patch", "deployment", "etcd-repair"],
+		...json({ op: "add", path: `${pod}/nodeSelector`, value: { a: "b" } }),
+	);
+	deployment(
+		"may run as root",
+		...["patch", "deployment", "etcd-repair"],
+		...json({ op: "remove", path: `${pod}/securityContext/runAsNonRoot` }),
+	);
+	deployment(
+		"is scaled",
+		...["scale", "deployment", "etcd-repair", "--replicas=0"],
+	);
+	deployment("is paused", "rollout", "pause", "deployment/etcd-repair");
+	deployment(
+		"recreates its pods",
+		...["patch", "deployment", "etcd-repair", "--type=merge", "-p"],
+		JSON.stringify({
+			spec: { strategy: { type: "Recreate", rollingUpdate: null } },
+		}),
+	);
+	deployment(
+		"has lost a label",
+		...["label", "deployment", "etcd-repair", "app.kubernetes.io/managed-by-"],
+	);
+
+	deployment(
+		"has lost its owner",
+		...["patch", "deployment", "etcd-repair"],
+		...json({ op: "remove", path: "/metadata/ownerReferences" }),
+	);
+
+	const service = edit("Service", "etcd-repair");
+	service("is deleted", "delete", "service", "etcd-repair");
+	service(
+		"has another target port",
+		...["patch", "service", "etcd-repair"],
+		...json({ op: "replace", path: "/spec/ports/0/targetPort", value: 1 }),
+	);
+	service(
+		"has one more port",
+		...["patch", "service", "etcd-repair"],
+		...json({
+			op: "add",
+			path: "/spec/ports/-",
+			value: { name: "more", port: 1 },
+		}),
+	);
+	service(
+		"selects other pods",
+		...["set", "selector", "service", "etcd-repair", "apiserver=other"],
+	);
+	service(
+		"selects fewer pods",
+		...["patch", "service", "etcd-repair"],
+		...json({ op: "add", path: "/spec/selector/more", value: "yes" }),
+	);
+	service(
+		"is open to the world",
+		...["patch", "service", "etcd-repair"],
+		...json({ op: "replace", path: "/spec/type", value: "NodePort" }),
+	);
+
+	const configMap = edit("ConfigMap", "repair-ca-cert");
+	configMap("is deleted", "delete", "configmap", "repair-ca-cert");
+	configMap(
+		"has another CA",
+		...["patch", "configmap", "repair-ca-cert"],
+		...json({ op: "replace", path: "/data/client-ca.crt", value: "junk" }),
+	);
+	configMap(
+		"has one more key",
+		...["patch", "configmap", "repair-ca-cert"],
+		...json({ op: "add", path: "/data/more", value: "yes" }),
+	);
+	configMap(
+		"has no data",
+		...["patch", "configmap", "repair-ca-cert"],
+		...json({ op: "remove", path: "/data" }),
+	);
+
+	const secret = edit("Secret", "repair-server-cert");
+	secret(
+		"has one more key",
+		...["patch", "secret", "repair-server-cert"],
+		...json({ op: "add", path: "/data/more", value: "" }),
+	);
+	secret(
+		"has another label",
+		...["label", "--overwrite", "secret", "repair-server-cert"],
+		"etcd.xmudrii.com/etcdstorage=other",
+	);
+
+	secret(
+		"has lost its owner",
+		...["patch", "secret", "repair-server-cert"],
+		...json({ op: "remove", path: "/metadata/ownerReferences" }),
+	);
+	const signer = edit("Secret", "repair-client-signer");
+	signer(
+		"has lost its owner",
+		...["patch", "secret", "repair-client-signer"],
+		...json({ op: "remove", path: "/metadata/ownerReferences" }),
+	);
+
+	const took: number[] = [];
+	test.each(cases)(
+		"%s %s that %s is as it was",
+		async (kind, name, _, args) => {
+			const before = await api.get(kind, name);
+			await own(...args);
+			const edited = performance.now();
+			await until(
+				async () => {
+					const now = await api.get(kind, name);
+					return (
+						now?.metadata.resourceVersion !== before.metadata.resourceVersion &&
+						Bun.deepEquals(content(now), content(before))
+					);
+				},
+				`${kind} ${name} is as it was`,
+				2_000,
+			);
+			took.push(performance.now() - edited);
+		},
+	);
+
+	test("takes less than a second, mostly", () => {
+		const sorted = took.toSorted((a, b) => a - b).map(Math.round);
+		console.log(`repaired after ${sorted.join(", ")} ms`);
+		expect(took).toHaveLength(cases.length);
+		expect(sorted[Math.floor(sorted.length / 2)]).toBeLessThan(1_000);
+	});
+
+	test.each([
+		[
+			...["is deleted", "server (not there)"],
+			() => own("delete", "secret", "repair-server-cert"),
+		],
+		[
+			...["is junk", "server (unreadable: "],
+			() =>
+				replace("secret", "repair-server-cert", "/data/tls.crt", "anVuaw=="),
+		],
+		[
+			...["has a junk key", "server (unreadable: private key: "],
+			() =>
+				replace("secret", "repair-server-cert", "/data/tls.key", "anVuaw=="),
+		],
+		[
+			...["has the key of another", "server (key does not match)"],
+			async () => {
+				const { data } = await api.get("Secret", "repair-serving-signer");
+				await replace(
+					"secret",
+					"repair-server-cert",
+					"/data/tls.key",
+					data["tls.key"],
+				);
+			},
+		],
+		[
+			...["is a client certificate", "server (signer replaced)"],
+			async () => {
+				const { data } = await api.get(
+					"Secret",
+					"etcd-client-cert",
+					"k8s-repair",
+				);
+				await own(
+					...["patch", "secret", "repair-server-cert", "--type=merge"],
+					...["-p", JSON.stringify({ data })],
+				);
+			},
+		],
+	] as [string, string, () => Promise<unknown>][])(
+		"a server certificate that %s is issued again by the same signer, because: %s",
+		async (_, reason, action) => {
+			const before = await material(api, "repair");
+			expect(await api.issuedBy("repair", action)).toStartWith(reason);
+			const now = await material(api, "repair");
+			expect(now.server).not.toBe(before.server);
+			expect(opensslVerify("sslserver", now.server, before.servingCA)).toBe(
+				"OK",
+			);
+			expect(now).toEqual({
+				...before,
+				server: now.server,
+				serverKey: now.serverKey,
+			});
+		},
+	);
+
+	test("respects kubectl rollout restart", async () => {
+		await own("rollout", "restart", "deployment/etcd-repair");
+		const restartedAt = async () =>
+			(await api.get("Deployment", "etcd-repair")).spec.template.metadata
+				.annotations["kubectl.kubernetes.io/restartedAt"];
+		const time = await restartedAt();
+		expect(time).toBeString();
+		await own("set", "image", "deployment/etcd-repair", "etcdproxy=evil:1");
+		await until(
+			async () =>
+				(await api.get("Deployment", "etcd-repair")).spec.template.spec
+					.containers[0].image !== "evil:1",
+			"the image is as it was",
+			2_000,
+		);
+		expect(await restartedAt()).toBe(time);
+	});
+
+	test("is no failure to be told of", async () => {
+		const events = await eventsOf(cluster, "repair");
+		expect(events.filter((event) => event.startsWith("Warning"))).toEqual([]);
+	});
+});
+
+describe("a signer", () => {
+	beforeAll(() => api.tenant("signers"), 30_000);
+	const valid = ({ server, servingCA, client, clientCA }: Material) => [
+		opensslVerify("sslserver", server, servingCA),
+		opensslVerify("sslclient", client, clientCA),
+	];
+
+	test("that is deleted is made anew, with all that it had signed, and the other domain stays as it was", async () => {
+		const before = await material(api, "signers");
+		const deployment = await api.get("Deployment", "etcd-signers");
+		const issued = await api.issuedBy("signers", () =>
+			own("delete", "secret", "signers-client-signer"),
+		);
+		expect(issued).toBe(
+			"client-signer (not there); client/k8s-signers/etcd-client-cert (signer replaced)",
+		);
+		const now = await material(api, "signers");
+		expect(valid(now)).toEqual(["OK", "OK"]);
+		const { servingCA, server, serverKey } = before;
+		expect(now).toMatchObject({ servingCA, server, serverKey });
+		expect(opensslVerify("sslclient", now.client, before.clientCA)).not.toBe(
+			"OK",
+		);
+		const rolled = await api.get("Deployment", "etcd-signers");
+		expect(rolled.spec.template.metadata.annotations).not.toEqual(
+			deployment.spec.template.metadata.annotations,
+		);
+	});
+
+	test.each([
+		[
+			...["that is junk", "serving-signer (unreadable: "],
+			async () => "anVuaw==",
+			"tls.crt",
+		],
+		[
+			...["without a certificate", "serving-signer (unreadable: "],
+			async () => "",
+			"tls.crt",
+		],
+		[
+			...["with the key of another", "serving-signer (key does not match)"],
+			async () =>
+				(await api.get("Secret", "signers-client-signer")).data["tls.key"],
+			"tls.key",
+		],
+		[
+			...["that is no CA", "serving-signer (not a CA)"],
+			async () =>
+				(await api.get("Secret", "signers-server-cert")).data["tls.crt"],
+			"tls.crt",
+		],
+	] as [string, string, () => Promise<string>, string][])(
+		"%s is replaced, because: %s",
+		async (_, reason, value, key) => {
+			const before = await material(api, "signers");
+			const junk = await value();
+			const issued = await api.issuedBy("signers", () =>
+				replace("secret", "signers-serving-signer", `/data/${key}`, junk),
+			);
+			expect(issued).toStartWith(reason);
+			expect(issued).toEndWith("; server (signer replaced)");
+			const now = await material(api, "signers");
+			expect(valid(now)).toEqual(["OK", "OK"]);
+			const { clientCA, client, clientKey } = before;
+			expect(now).toMatchObject({ clientCA, client, clientKey });
+		},
+	);
+
+	test.each([
+		["whose bundle is cut", "ca-bundle.crt", ""],
+		["whose bundle is junk", "ca-bundle.crt", "anVuaw=="],
+		["with a junk cross-certificate", "cross.crt", "anVuaw=="],
+		["with one more key", "more", "anVuaw=="],
+	])("%s is repaired, and nothing is issued", async (_, key, value) => {
+		const before = await api.get("Secret", "signers-client-signer");
+		await own(
+			...["patch", "secret", "signers-client-signer"],
+			...json({ op: "add", path: `/data/${key}`, value }),
+		);
+		await until(
+			async () => {
+				const { metadata, data } = await api.get(
+					"Secret",
+					"signers-client-signer",
+				);
+				return (
+					metadata.resourceVersion !== before.metadata.resourceVersion &&
+					Bun.deepEquals(data, before.data)
+				);
+			},
+			"the Secret is as it was",
+			2_000,
+		);
+	});
+
+	test("was issued and replaced once each time, without a warning to anybody", async () => {
+		const events = await eventsOf(cluster, "signers");
+		expect(events.map((event) => event.split(":")[0])).toEqual(
+			Array(6).fill("Normal CertificatesIssued"),
+		);
+	});
+});
