@@ -2,10 +2,12 @@
  * The shell: flags, watches -> queue -> visit -> status and events; leader election, health, metrics, signals.
  * No top-level await: `bun build --compile --bytecode` does not know it (https://github.com/oven-sh/bun/issues/40968).
  */
+
 import { randomUUID } from "node:crypto";
 import { hostname } from "node:os";
 import { isDeepStrictEqual } from "node:util";
 import { Cache } from "./cache.ts";
+import { finalize } from "./deletion.ts";
 import {
 	API_VERSION,
 	type EtcdStorage,
@@ -39,8 +41,10 @@ import {
 	nextVisit,
 	type Outcome,
 	status,
-} from "./reconcile.ts";
-import { type Context, finalize, TargetReader, visit } from "./visit.ts";
+} from "./status.ts";
+import { TargetReader } from "./targets.ts";
+
+import { type Context, visit } from "./visit.ts";
 
 /** EtcdStorages visited at once: enough to hide the API server's latency, few enough not to crowd it. */
 const CONCURRENCY = 8;

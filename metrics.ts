@@ -1,6 +1,7 @@
 /** What can be measured from outside, in Prometheus' text format: https://prometheus.io/docs/practices/naming/ */
+
 import { Counter, Gauge, Histogram, Registry } from "prom-client";
-import type { Outcome } from "./reconcile.ts";
+import type { Outcome } from "./status.ts";
 
 export class Metrics {
 	readonly registry = new Registry();

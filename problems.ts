@@ -1,6 +1,7 @@
 /**
  * What can be wrong around an EtcdStorage, as sentences that name the object and the way out. Pure.
  */
+
 import {
 	type EtcdStorage,
 	readSpec,
@@ -17,7 +18,7 @@ import {
 	secretText,
 } from "./manifests.ts";
 import type { CertificateFacts } from "./pki.ts";
-import type { Problem } from "./reconcile.ts";
+import type { Problem } from "./status.ts";
 
 const describe = (target: TargetStatus) =>
 	`${target.kind} ${target.namespace}/${target.name}`;

@@ -2,7 +2,17 @@
  * One visit to one EtcdStorage: observe exactly what its spec names, decide, issue, apply. Everything that decides is
  * pure and elsewhere (reconcile.ts, manifests.ts, problems.ts); this is the order in which it happens.
  */
+
 import type { Cache } from "./cache.ts";
+import {
+	issue,
+	leafDomain,
+	observeCore,
+	observeLeaf,
+	observeSigner,
+} from "./certificates.ts";
+import { clean, FINALIZER, setFinalizers } from "./deletion.ts";
+import { isSubset, takeOver } from "./drift.ts";
 import {
 	type EtcdStorage,
 	readSpec,
@@ -18,23 +28,15 @@ import {
 	type Data,
 	type Deployment,
 	type Environment,
-	emptyTarget,
 	FILLED_BY,
 	isOwnedBy,
-	isSubset,
 	leafId,
 	type Material,
 	names,
-	secretText,
 	signerSecret,
-	takeOver,
-	withoutOurs,
 	workload,
 } from "./manifests.ts";
-import type { CertificateFacts } from "./pki.ts";
-import * as pki from "./pki.ts";
 import {
-	type CoreCredentials,
 	coreProblem,
 	invalidSpec,
 	nameTaken,
@@ -46,23 +48,20 @@ import {
 	type Domain,
 	decide,
 	domains,
-	type EventNote,
 	type Found,
-	type Leaf,
 	leafRenewalTime,
 	type Observed,
-	type Outcome,
 	type Plan,
-	type Problem,
 	type Signer,
-	type SignerPlan,
 	signerRenewalTime,
-	TARGET_POLL,
 } from "./reconcile.ts";
-
-export const FINALIZER = "etcd.xmudrii.com/targets";
-/** A target that cannot be reached is given up this long after its EtcdStorage was deleted: deletion never hangs. */
-const CLEANUP_PATIENCE = 5 * 60_000;
+import {
+	type EventNote,
+	type Outcome,
+	type Problem,
+	TARGET_POLL,
+} from "./status.ts";
+import { type TargetReader, targetKey } from "./targets.ts";
 
 export interface Context {
 	kube: Kube;
@@ -111,91 +110,12 @@ export async function visit(
 	return outcome;
 }
 
-/** Takes back what was written into targets, then lets the EtcdStorage go. Its owned objects go with it, by their owner references. */
-export async function finalize(
-	storage: EtcdStorage,
-	context: Context,
-): Promise<void> {
-	if (!storage.metadata.finalizers?.includes(FINALIZER)) return;
-	const spec = readSpec(storage);
-	const recorded = storage.status?.targets ?? [];
-	const targets = [
-		...recorded,
-		...("targets" in spec ? spec.targets : []).filter(
-			(target) => !recorded.some((other) => sameTarget(other, target)),
-		),
-	];
-	const deadline =
-		Date.parse(storage.metadata.deletionTimestamp ?? "") + CLEANUP_PATIENCE;
-	for (const target of targets)
-		await clean(storage, context, target, context.now() >= deadline);
-	const { name } = storage.metadata;
-	await context.event(storage, {
-		type: "Normal",
-		reason: "DataRetained",
-		message: `the keys under /${name}/ stay in the core etcd; once nobody needs them: etcdctl del --prefix /${name}/`,
-	});
-	await setFinalizers(
-		storage,
-		context,
-		storage.metadata.finalizers.filter((one) => one !== FINALIZER),
-	);
-}
-
-/** Takes back what was written into a target. What a person must do instead, where that fails for good, is an event. */
-async function clean(
-	storage: EtcdStorage,
-	context: Context,
-	target: TargetStatus,
-	giveUp: boolean,
-): Promise<void> {
-	try {
-		const live = await context.targets.read(target, 0);
-		if (live?.metadata.annotations?.[FILLED_BY] !== storage.metadata.name)
-			return;
-		const ref = { ...target, apiVersion: live.apiVersion };
-		await context.kube.patch(ref, withoutOurs(live), "merge");
-		context.targets.forget(target);
-	} catch (error) {
-		if (!(error instanceof ApiError)) throw error;
-		if (isTransient(error) && !giveUp) throw error;
-		await context.event(storage, {
-			type: "Warning",
-			reason: "TargetCleanupFailed",
-			message: `what was written into ${target.kind} ${target.namespace}/${target.name} could not be taken back; where it still is, remove it by hand: ${error.message}`,
-		});
-	}
-}
-
 /**
  * Whether the API server's word tells something about the object. Where it could not be reached, or another writer was
  * faster, nothing is known, a condition would be a false alarm, and the visit is to be made again.
  */
 const isAnswer = (error: unknown): error is ApiError =>
 	error instanceof ApiError && error.code !== 0 && error.code !== 409;
-
-const isTransient = (error: ApiError) =>
-	error.code === 0 ||
-	error.code === 409 ||
-	error.code === 429 ||
-	error.code >= 500;
-
-async function setFinalizers(
-	storage: EtcdStorage,
-	context: Context,
-	finalizers: string[],
-): Promise<void> {
-	const { apiVersion, kind, metadata } = storage;
-	const { name, uid, resourceVersion } = metadata;
-	const patch = { metadata: { uid, resourceVersion, finalizers } };
-	const written = await context.kube.patch<EtcdStorage>(
-		{ apiVersion, kind, name },
-		patch,
-		"merge",
-	);
-	// A deleted EtcdStorage is gone with its last finalizer, whatever the answer shows.
-	if (!written.metadata.deletionTimestamp) context.storages.wrote(written);
-}
 
 class Visit {
 	readonly #storage: EtcdStorage;
@@ -204,6 +124,8 @@ class Visit {
 	readonly #outcome: Outcome;
 	/** The targets as they were read for this visit: what other visits read or write meanwhile decides nothing here. */
 	readonly #found = new Map<string, Data | undefined>();
+	/** The signers as the decision saw them. The caches may have moved on since: what is decided there is not for them. */
+	readonly #signerSecrets = new Map<Domain, Data | undefined>();
 	/** Ids of certificates whose target could not be written. */
 	readonly #undelivered = new Set<string>();
 
@@ -221,7 +143,10 @@ class Visit {
 
 	async run(): Promise<void> {
 		const { environment, now, owned } = this.#context;
-		const core = observeCore(this.#context);
+		const core = observeCore(
+			owned.ConfigMap.get(environment.coreCAConfigMap),
+			owned.Secret.get(environment.coreCertsSecret),
+		);
 		const coreTrouble = coreProblem(environment, core, now());
 		if (coreTrouble) this.#outcome.problems.push(coreTrouble);
 		const fillable = await this.#fillableTargets();
@@ -231,7 +156,7 @@ class Visit {
 		const material = await issue(plan, observed, coreCA, now());
 
 		// A certificate whose signer is not kept must not get about.
-		const kept = await this.#ensureSigners(plan, material);
+		const kept = await this.#ensureSigners(material);
 		if (kept) {
 			this.#recordTargets(fillable);
 			const args = [this.#storage, environment, fillable, material] as const;
@@ -308,7 +233,9 @@ class Visit {
 			return found && isOwnedBy(found, this.#storage) ? found : undefined;
 		};
 		const signer = (domain: Domain): Found<Signer> => {
-			const found = secret(names.signer(name, domain));
+			const secretName = names.signer(name, domain);
+			this.#signerSecrets.set(domain, owned.Secret.get(secretName));
+			const found = secret(secretName);
 			return found ? observeSigner(found) : { missing: true };
 		};
 		const signers = {
@@ -331,11 +258,11 @@ class Visit {
 	}
 
 	/**
-	 * Signers are written so that of two writers only one can win: created, never applied over, and replaced only where
+	 * Signers are written so that of two writers only one can win: created, never applied over, and changed only where
 	 * they still are what was observed. The loser's ApiError (409) ends its visit.
 	 * @returns whether both signers are in the cluster
 	 */
-	async #ensureSigners(plan: Plan, material: Material): Promise<boolean> {
+	async #ensureSigners(material: Material): Promise<boolean> {
 		const { environment, owned, kube } = this.#context;
 		const writes = domains.map(async (domain) => {
 			const desired = signerSecret(
@@ -344,16 +271,14 @@ class Visit {
 				domain,
 				material.signers[domain],
 			);
-			const live = owned.Secret.get(desired.metadata.name);
-			if (!live) {
+			const observed = this.#signerSecrets.get(domain);
+			if (!observed) {
 				owned.Secret.wrote(await kube.create<Data>(desired));
 				this.#wrote(desired, "created");
 				return true;
 			}
-			const { resourceVersion } = live.metadata;
-			const replaced = plan.signers.some((due) => due.domain === domain);
-			if (replaced && resourceVersion)
-				desired.metadata.resourceVersion = resourceVersion;
+			const { resourceVersion } = observed.metadata;
+			if (resourceVersion) desired.metadata.resourceVersion = resourceVersion;
 			return this.#ensure("CertificatesReady", desired);
 		});
 		return (await Promise.all(writes)).every((ok) => ok);
@@ -520,194 +445,7 @@ class Visit {
 	}
 }
 
-const leafDomain = (id: string): Domain =>
-	id === "server" ? "serving" : "client";
-
 function withoutVersion(object: KubeObject): KubeObject {
 	const { resourceVersion: _, ...metadata } = object.metadata;
 	return { ...object, metadata };
-}
-
-/** Makes what the plan asks for and keeps the rest. */
-async function issue(
-	plan: Plan,
-	observed: Observed,
-	coreCA: string,
-	now: number,
-): Promise<Material> {
-	const signer = async (domain: Domain) => {
-		const found = observed.signers[domain];
-		const due = plan.signers.find((one) => one.domain === domain);
-		if (due) return issueSigner(due, found, now);
-		if (!("pair" in found)) throw new Error(`${domain} signer: not due`);
-		const { pair, facts, cross } = found;
-		const trusted = found.bundle.filter((one) => now <= one.notAfter);
-		return {
-			pair,
-			facts,
-			...(cross && now <= cross.notAfter && { cross: cross.pem }),
-			trusted,
-			bundle: pki.bundle(trusted, now),
-		};
-	};
-	const [client, serving] = await Promise.all(domains.map(signer));
-	if (!client || !serving) throw new Error("a domain without a signer");
-	const signers = { client, serving };
-
-	const leaves: Material["leaves"] = {};
-	for (const [id, found] of Object.entries(observed.leaves)) {
-		const { pair, cross = "" } = signers[leafDomain(id)];
-		const due = plan.leaves.find((one) => one.id === id);
-		if (!due && !("pair" in found)) throw new Error(`${id}: not due`);
-		const leaf = due
-			? await pki.issueLeaf({ ...due, signer: pair })
-			: undefined;
-		const facts = leaf ? first(leaf.certificate) : (found as Leaf).facts;
-		const key = leaf?.key ?? (found as Leaf).pair.key;
-		// With the cross-certificate, who still trusts only the signer's predecessor accepts the leaf, too.
-		leaves[id] = { pair: { certificate: facts.pem + cross, key }, facts };
-	}
-	return { signers, leaves, coreCA };
-}
-
-async function issueSigner(
-	due: SignerPlan,
-	predecessor: Found<Signer>,
-	now: number,
-): Promise<Material["signers"][Domain]> {
-	const pair = await pki.issueCA(due);
-	const facts = first(pair.certificate);
-	const cross =
-		due.crossSign && "pair" in predecessor
-			? await pki.crossSign({
-					signer: predecessor.pair,
-					subject: pair.certificate,
-					validity: due.crossSign,
-				})
-			: undefined;
-	const trusted = [...due.keep, facts].filter((one) => now <= one.notAfter);
-	return {
-		pair,
-		facts,
-		...(cross && { cross }),
-		trusted,
-		bundle: pki.bundle(trusted, now),
-	};
-}
-
-function first(pem: string): CertificateFacts {
-	const [facts] = pki.parseCertificates(pem);
-	if (!facts) throw new pki.UnreadableError("no certificate");
-	return facts;
-}
-
-/** What cannot be read is a fact like any other; what went wrong otherwise is an error. */
-function readable<T>(read: () => T): T | { unreadable: string } {
-	try {
-		return read();
-	} catch (error) {
-		if (error instanceof pki.UnreadableError)
-			return { unreadable: error.message };
-		throw error;
-	}
-}
-
-/** The pair in a Secret's two keys, as in https://kubernetes.io/docs/concepts/configuration/secret/#tls-secrets */
-const readPair = (secret: Data) =>
-	readable(() => {
-		const facts = first(secretText(secret, "tls.crt") ?? "");
-		const key = secretText(secret, "tls.key") ?? "";
-		const pair = { certificate: facts.pem, key };
-		return { pair, facts, keyMatches: pki.keyMatches(facts, key) };
-	});
-
-function observeSigner(secret: Data): Found<Signer> {
-	const found = readPair(secret);
-	if ("unreadable" in found) return found;
-	const others = (key: string): CertificateFacts[] => {
-		const text = secretText(secret, key);
-		const list = readable(() => (text ? pki.parseCertificates(text) : []));
-		return "unreadable" in list ? [] : list;
-	};
-	const [cross] = others("cross.crt");
-	const bundle = [...others("ca-bundle.crt"), found.facts];
-	return { ...found, ...(cross && { cross }), bundle };
-}
-
-async function observeLeaf(
-	secret: Data | undefined,
-	signer: Found<Signer>,
-): Promise<Found<Leaf>> {
-	if (!secret) return { missing: true };
-	// Placeholders of the type kubernetes.io/tls carry both keys with empty values.
-	if (!secretText(secret, "tls.crt") && !secretText(secret, "tls.key"))
-		return { missing: true };
-	const found = readPair(secret);
-	if ("unreadable" in found) return found;
-	const signedBySigner =
-		"pair" in signer &&
-		found.facts.issuer === signer.facts.subject &&
-		(await pki.verifies(found.facts.pem, signer.facts.pem));
-	return { ...found, signedBySigner };
-}
-
-function observeCore({ environment, owned }: Context): CoreCredentials {
-	const ca = owned.ConfigMap.get(environment.coreCAConfigMap);
-	const secret = owned.Secret.get(environment.coreCertsSecret);
-	return {
-		...(ca && {
-			ca: {
-				object: ca,
-				certificates: readable(() =>
-					pki.parseCertificates(ca.data?.["ca.crt"] ?? ""),
-				),
-			},
-		}),
-		...(secret && {
-			client: { object: secret, certificate: readPair(secret) },
-		}),
-	};
-}
-
-const targetKey = ({ kind, namespace, name }: TargetStatus) =>
-	`${kind} ${namespace}/${name}`;
-
-/** Targets live where nothing can be watched: they are read, and what was read is remembered for a while. */
-export class TargetReader {
-	readonly #kube: Kube;
-	readonly #known = new Map<
-		string,
-		{ object: Data | undefined; readAt: number }
-	>();
-
-	constructor(kube: Kube) {
-		this.#kube = kube;
-	}
-
-	/**
-	 * @param maxAge milliseconds; what was read longer ago is read again
-	 * @throws ApiError
-	 */
-	async read(target: TargetStatus, maxAge: number): Promise<Data | undefined> {
-		const known = this.#known.get(targetKey(target));
-		if (known && performance.now() - known.readAt < maxAge) return known.object;
-		this.forget(target);
-		const { apiVersion, kind } = emptyTarget(target);
-		const { name, namespace } = target;
-		const ref = { apiVersion, kind, name, namespace };
-		const object = await this.#kube.get<Data>(ref);
-		this.wrote(target, object);
-		return object;
-	}
-
-	wrote(target: TargetStatus, object: Data | undefined): void {
-		this.#known.set(targetKey(target), {
-			object,
-			readAt: performance.now(),
-		});
-	}
-
-	forget(target: TargetStatus): void {
-		this.#known.delete(targetKey(target));
-	}
 }

@@ -2,10 +2,12 @@
  * The golden files in test/golden are the objects that one EtcdStorage asks for, whole, to be read in a review.
  * After a change that is meant: `UPDATE_GOLDEN=1 bun test test/manifests.test.ts`, then look at the difference.
  */
+
 import { describe, expect, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import fc from "fast-check";
+import { isSubset, takeOver } from "../drift.ts";
 import { type EtcdStorage, readSpec, type Spec } from "../etcdstorage.ts";
 import type { KubeObject, ManagedFieldsEntry } from "../kube.ts";
 import {
@@ -18,7 +20,6 @@ import {
 	emptyTarget,
 	FIELD_MANAGER,
 	isOwnedBy,
-	isSubset,
 	leafId,
 	type Material,
 	names,
@@ -26,7 +27,6 @@ import {
 	possibleOwners,
 	secretText,
 	signerSecret,
-	takeOver,
 	workload,
 } from "../manifests.ts";
 import type { CertificateFacts } from "../pki.ts";

@@ -1,0 +1,90 @@
+/** Whether a live object still is what was asked for, and whose its fields are. Pure. */
+import type { ManagedFieldsEntry } from "./kube.ts";
+import { FIELD_MANAGER } from "./manifests.ts";
+
+/** Whether every field of the desired object has its value in the live one. What others added is not looked at. */
+export function isSubset(desired: unknown, live: unknown): boolean {
+	if (Array.isArray(desired))
+		return (
+			Array.isArray(live) &&
+			desired.length === live.length &&
+			desired.every((item, index) => isSubset(item, live[index]))
+		);
+	if (typeof desired === "object" && desired !== null)
+		return (
+			typeof live === "object" &&
+			live !== null &&
+			Object.entries(desired).every(([key, value]) =>
+				isSubset(value, (live as Record<string, unknown>)[key]),
+			)
+		);
+	return desired === live;
+}
+
+type Fields = { [field: string]: Fields };
+
+/**
+ * The field sets of others in an owned object's spec or data, to be taken over: an apply alone would leave, say, a
+ * container or a key that somebody added. Metadata is free for all, and so are the pod template's annotations:
+ * `kubectl rollout restart` writes one.
+ * https://kubernetes.io/docs/reference/using-api/server-side-apply/#field-management
+ * @returns undefined when nothing has to be taken over, else the managedFields to write before the next apply
+ */
+export function takeOver(
+	managedFields: ManagedFieldsEntry[] = [],
+): ManagedFieldsEntry[] | undefined {
+	const foreign = managedFields.filter(
+		(entry) =>
+			entry.manager !== FIELD_MANAGER &&
+			!entry.subresource &&
+			touchesContent(entry.fieldsV1),
+	);
+	if (foreign.length === 0) return undefined;
+	const ours = managedFields.find(
+		(entry) =>
+			entry.manager === FIELD_MANAGER &&
+			entry.operation === "Apply" &&
+			!entry.subresource,
+	);
+	const base = ours ?? (foreign[0] as ManagedFieldsEntry);
+	const merged = [...foreign, ...(ours ? [ours] : [])]
+		.map((entry) => (entry.fieldsV1 ?? {}) as Fields)
+		.reduce(mergeFields);
+	return [
+		...managedFields.filter(
+			(entry) => !foreign.includes(entry) && entry !== ours,
+		),
+		{
+			...base,
+			manager: FIELD_MANAGER,
+			operation: "Apply",
+			fieldsV1: merged,
+		},
+	];
+}
+
+function touchesContent(fieldsV1: object | undefined): boolean {
+	const fields = (fieldsV1 ?? {}) as Fields;
+	if (fields["f:data"] || fields["f:stringData"] || fields["f:binaryData"])
+		return true;
+	const spec = structuredClone(fields["f:spec"]);
+	if (!spec) return false;
+	const template = spec["f:template"];
+	if (template) {
+		delete template["f:metadata"]?.["f:annotations"];
+		if (isEmpty(template["f:metadata"])) delete template["f:metadata"];
+		if (isEmpty(template)) delete spec["f:template"];
+	}
+	return !isEmpty(spec);
+}
+
+/** `.` stands for the field itself. */
+const isEmpty = (fields: Fields | undefined) =>
+	Object.keys(fields ?? {}).every((key) => key === ".");
+
+const mergeFields = (a: Fields, b: Fields): Fields => {
+	const merged: Fields = { ...a };
+	for (const [key, value] of Object.entries(b))
+		merged[key] = merged[key] ? mergeFields(merged[key], value) : value;
+	return merged;
+};
