@@ -98,13 +98,22 @@ export async function verifies(
 	certificate: string,
 	issuer: string,
 ): Promise<boolean> {
+	return signatures.get(signatureKey(certificate, issuer));
+}
+
+/** For the one who has just made the signature: it need not be verified again. */
+export function rememberSignature(certificate: string, issuer: string): void {
+	signatures.put(signatureKey(certificate, issuer), Promise.resolve(true));
+}
+
+function signatureKey(certificate: string, issuer: string): string {
 	const readable = (base64: string) => {
 		factsOf(base64);
 		return base64;
 	};
 	const [subject] = read(certificate, readable);
 	const [signer] = read(issuer, readable);
-	return signatures.get(`${subject}|${signer}`);
+	return `${subject}|${signer}`;
 }
 
 /**
@@ -208,11 +217,9 @@ function extractFacts(x509: pkijs.Certificate, der: Octets): CertificateFacts {
 		pkijs.BasicConstraints,
 	);
 	const usage = find(x509, pkijs.id_ExtKeyUsage, pkijs.ExtKeyUsage);
-	const altName = find(x509, pkijs.id_SubjectAltName, pkijs.AltName);
-	const altNames = (tag: number) =>
-		altName?.altNames
-			.filter(({ type }) => type === tag)
-			.map(({ value }) => value) ?? [];
+	const altNames = alternativeNames(x509);
+	const ofType = (tag: number) =>
+		altNames.filter(({ type }) => type === tag).map(({ octets }) => octets);
 	return {
 		subject: formatName(subject),
 		issuer: formatName(decodeName(x509.issuer)),
@@ -226,10 +233,11 @@ function extractFacts(x509: pkijs.Certificate, der: Octets): CertificateFacts {
 			subject.flat().findLast(({ type }) => type === COMMON_NAME)?.text ?? "",
 		isCA: constraints?.cA ?? false,
 		extendedKeyUsages: usage?.keyPurposes.map(formatPurpose) ?? [],
-		dnsNames: altNames(DNS_NAME),
-		ipAddresses: altNames(IP_ADDRESS).map((ip) =>
-			decodeIP(ip.valueBlock.valueHexView),
+		// IA5String, which is ASCII
+		dnsNames: ofType(DNS_NAME).map((name) =>
+			Buffer.from(name).toString("latin1"),
 		),
+		ipAddresses: ofType(IP_ADDRESS).map(decodeIP),
 		fingerprint: sha256(der).toHex(),
 		keyIdentifier: keyIdentifierOf(subjectPublicKeyInfo).toHex(),
 		pem: encodePEM("CERTIFICATE", der),
@@ -248,6 +256,23 @@ export function find<T>(
 	if (value instanceof type && !("parsingError" in (value as object)))
 		return value;
 	throw new UnreadableError(`malformed extension ${id}`);
+}
+
+/** Type and content of the primitive ones. Without pkijs, whose schema for them takes longer than all the rest. */
+function alternativeNames(x509: pkijs.Certificate) {
+	const id = pkijs.id_SubjectAltName;
+	const found = x509.extensions?.find(({ extnID }) => extnID === id);
+	if (!found) return [];
+	const { result } = asn1js.fromBER(found.extnValue.valueBlock.valueHexView);
+	if (!(result instanceof asn1js.Sequence) || result.error)
+		throw new UnreadableError(`malformed extension ${id}`);
+	return result.valueBlock.value.flatMap((name) => {
+		if (name.idBlock.tagClass !== 3)
+			throw new UnreadableError(`malformed extension ${id}`);
+		return name instanceof asn1js.Primitive
+			? [{ type: name.idBlock.tagNumber, octets: name.valueBlock.valueHexView }]
+			: [];
+	});
 }
 
 /** RDN by RDN, because pkijs forgets where one ends. */
