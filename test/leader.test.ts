@@ -1,0 +1,258 @@
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { Kube, loadKubeConfig } from "../kube.ts";
+import {
+	type ElectionOptions,
+	elect,
+	type Leadership,
+	REQUEST_TIMEOUT_MS,
+} from "../leader.ts";
+import { audited, type Identity, identity, isWrite } from "./audit.ts";
+import {
+	type Cluster,
+	type Controller,
+	startCluster,
+	startController,
+	until,
+} from "./harness.ts";
+import { Relay } from "./relay.ts";
+import {
+	expectChains,
+	numbered,
+	settled,
+	storages,
+	targets,
+} from "./tenants.ts";
+
+let cluster: Cluster;
+const cleanup: (() => unknown)[] = [];
+
+beforeAll(async () => {
+	cluster = await startCluster();
+}, 600_000);
+
+afterAll(async () => {
+	for (const end of cleanup.reverse()) await end();
+	await cluster?.stop();
+}, 60_000);
+
+const client = (kubeconfig = cluster.kubeconfig) =>
+	new Kube(loadKubeConfig(kubeconfig), {
+		fieldManager: "leader-test",
+		requestTimeoutMs: REQUEST_TIMEOUT_MS,
+	});
+
+const seconds = (since: number) => (performance.now() - since) / 1000;
+
+/** Stands for an election that ends with the test file at the latest. */
+function stand(
+	name: string,
+	identity: string,
+	more: Partial<ElectionOptions> & { kube?: Kube } = {},
+) {
+	const { kube = client(), ...options } = more;
+	const stop = new AbortController();
+	cleanup.push(() => stop.abort());
+	const leadership = elect(kube, {
+		namespace: "default",
+		name,
+		identity,
+		signal: stop.signal,
+		...options,
+	});
+	return { leadership, stop };
+}
+
+async function leaderOf(name: string): Promise<Leadership> {
+	const leadership = await stand(name, "leader").leadership;
+	if (!leadership) throw new Error("not elected");
+	cleanup.push(() => leadership.release().catch(() => undefined));
+	return leadership;
+}
+
+const lease = async (name: string) =>
+	(await cluster.get("lease", name, "default"))?.spec;
+
+describe("an election", () => {
+	test.concurrent("is won by one of many, and after its release at once by one other", async () => {
+		const leaders: { index: number; leadership: Leadership }[] = [];
+		const candidates = Array.from({ length: 6 }, (_, index) =>
+			stand("many", `candidate-${index}`),
+		);
+		for (const [index, { leadership }] of candidates.entries())
+			leadership.then((won) => won && leaders.push({ index, leadership: won }));
+		await until(() => leaders.length > 0, "somebody leads");
+		await Bun.sleep(4_000);
+		expect(leaders).toHaveLength(1);
+		const [first] = leaders;
+		expect((await lease("many")).holderIdentity).toBe(
+			`candidate-${first?.index}`,
+		);
+		const released = performance.now();
+		await first?.leadership.release();
+		expect(await first?.leadership.lost).toBe("released");
+		await until(() => leaders.length > 1, "somebody else leads", 5_000);
+		expect(seconds(released)).toBeLessThan(4);
+		expect(await lease("many")).toMatchObject({
+			holderIdentity: `candidate-${leaders[1]?.index}`,
+			leaseTransitions: 1,
+		});
+	}, 30_000);
+
+	test.concurrent("tells the candidates who leads, once", async () => {
+		await leaderOf("told");
+		const told: string[] = [];
+		stand("told", "waiting", { onLeader: (leader) => told.push(leader) });
+		await until(() => told.length > 0, "the candidate has seen the leader");
+		await Bun.sleep(4_500);
+		expect(told).toEqual(["leader"]);
+	}, 30_000);
+
+	test.concurrent("ends without a leader when it is called off", async () => {
+		await leaderOf("called-off");
+		const { leadership, stop } = stand("called-off", "waiting");
+		const started = performance.now();
+		stop.abort();
+		expect(await leadership).toBeUndefined();
+		expect(seconds(started)).toBeLessThan(1.5);
+	}, 30_000);
+});
+
+describe("a leader", () => {
+	test.concurrent("that is not heard any more knows it before anybody else leads", async () => {
+		const relay = await Relay.start(cluster.server);
+		cleanup.push(() => relay.refuse());
+		const unheard = client(
+			await relay.kubeconfig(cluster.kubeconfig, "unheard"),
+		);
+		const former = await stand("unheard", "former", { kube: unheard })
+			.leadership;
+		const next = stand("unheard", "next");
+		await Bun.sleep(3_000);
+		relay.mute(true);
+		const muted = performance.now();
+		const reason = await former?.lost;
+		const lostAfter = seconds(muted);
+		await next.leadership;
+		const tookOverAfter = seconds(muted);
+		expect(reason).toStartWith("not renewed for 10s: patch Lease");
+		expect(lostAfter).toBeLessThan(11);
+		expect(tookOverAfter).toBeGreaterThan(lostAfter + 1);
+		expect(tookOverAfter).toBeLessThan(20);
+	}, 60_000);
+
+	test.concurrent("that somebody else's hand has replaced, or whose lease is deleted, is told so", async () => {
+		const [replaced, deleted] = await Promise.all([
+			leaderOf("replaced"),
+			leaderOf("deleted"),
+		]);
+		const patch = JSON.stringify({ spec: { holderIdentity: "usurper" } });
+		await Promise.all([
+			cluster.kubectl([
+				"patch",
+				"lease",
+				"replaced",
+				"--type=merge",
+				"-p",
+				patch,
+			]),
+			cluster.kubectl(["delete", "lease", "deleted"]),
+		]);
+		expect(await replaced.lost).toBe("usurper leads");
+		expect(await deleted.lost).toContain("deleted");
+		expect((await lease("replaced")).holderIdentity).toBe("usurper");
+	}, 30_000);
+
+	test.concurrent("stays one when somebody merely annotates its lease, as after an answer that got lost", async () => {
+		const { lost } = await leaderOf("annotated");
+		const before = (await lease("annotated")).renewTime;
+		await cluster.kubectl(["annotate", "lease", "annotated", "note=seen"]);
+		const renewed = until(
+			async () => (await lease("annotated")).renewTime > before,
+			"the lease is renewed",
+		);
+		expect(await Promise.race([lost, renewed])).toBeTrue();
+	}, 30_000);
+
+	test.concurrent("whose connection dies without a word connects anew and keeps the lease", async () => {
+		const relay = await Relay.start(cluster.server);
+		cleanup.push(() => relay.refuse());
+		const path = await relay.kubeconfig(cluster.kubeconfig, "dying");
+		const leader = await stand("dying", "leader", { kube: client(path) })
+			.leadership;
+		relay.mute();
+		const muted = performance.now();
+		const before = (await lease("dying")).renewTime;
+		const renewed = until(
+			async () => (await lease("dying")).renewTime > before,
+			"the lease is renewed",
+		);
+		expect(await Promise.race([leader?.lost, renewed])).toBeTrue();
+		expect(seconds(muted)).toBeLessThan(9);
+		expect(relay.connections).toBe(2);
+		await leader?.release();
+	}, 60_000);
+});
+
+describe("of several controllers with --leader-elect", () => {
+	/** Names that are told by their tokens: one controller each. */
+	const start = async (
+		name: string,
+	): Promise<Controller & { who: Identity }> => {
+		const who = await identity(cluster, name);
+		const controller = await startController(cluster, {
+			kubeconfig: who.kubeconfig,
+			flags: ["--leader-elect"],
+		});
+		cleanup.push(() => controller.stop("SIGKILL"));
+		return { ...controller, who };
+	};
+	const leads = (controller: Controller) =>
+		until(() => controller.log().includes(" leading\n"), "it leads", 30_000);
+
+	test.concurrent("one leads and writes; another takes over from a stopped one at once, from a killed one in 20 s, and nothing is lost", async () => {
+		const names = numbered("elected", 20);
+		await cluster.apply(...targets("elected", names));
+		const first = await start("first");
+		await leads(first);
+		const second = await start("second");
+		await until(() => second.log().includes(" leads; waiting"), "it waits");
+
+		// Work all the time: an EtcdStorage every second.
+		const created = (async () => {
+			for (const storage of storages("elected", names)) {
+				await Promise.all([cluster.apply(storage), Bun.sleep(1_000)]);
+			}
+		})();
+		await until(() => first.log().includes(" created"), "there is work");
+
+		const terminated = performance.now();
+		expect(await first.stop("SIGTERM")).toBe(0);
+		await leads(second);
+		const handedOver = seconds(terminated);
+		const third = await start("third");
+		await until(() => third.log().includes(" leads; waiting"), "it waits");
+
+		const killed = performance.now();
+		await second.stop("SIGKILL");
+		await leads(third);
+		const tookOver = seconds(killed);
+		await created;
+		await settled(cluster, names);
+		await third.stop();
+
+		console.log(
+			`takeover: ${handedOver.toFixed(1)} s after SIGTERM, ${tookOver.toFixed(1)} s after SIGKILL`,
+		);
+		expect(handedOver).toBeLessThan(5);
+		expect(tookOver).toBeLessThan(22);
+		await expectChains(cluster, "elected", names);
+
+		const leaders = [first, second, third].map(({ who }) => who);
+		const requests = await audited(cluster, ...leaders);
+		const writers = requests
+			.filter((request) => isWrite(request) && request.resource !== "leases")
+			.map(({ credential }) => credential)
+			.filter((credential, index, all) => credential !== all[index - 1]);
+		expect(writers).toEqual(leaders.map(({ credential }) => credential));
+	}, 120_000);
+});
