@@ -73,14 +73,16 @@ export class Metrics {
 			"Resident memory size in bytes.",
 			() => process.memoryUsage.rss(),
 		);
-		gauge(
-			"process_cpu_seconds_total",
-			"Total user and system CPU time spent in seconds.",
-			() => {
+		new Counter({
+			name: "process_cpu_seconds_total",
+			help: "Total user and system CPU time spent in seconds.",
+			registers: [this.registry],
+			collect() {
 				const { user, system } = process.cpuUsage();
-				return (user + system) / 1e6;
+				this.reset();
+				this.inc((user + system) / 1e6);
 			},
-		);
+		});
 		const started = Date.now() / 1000 - process.uptime();
 		gauge(
 			"process_start_time_seconds",

@@ -90,8 +90,8 @@ export function decide(
 			continue;
 		}
 		const validity = validityFor(spec.validity.signing, now);
-		const usable =
-			"facts" in found && isUsable(found, now) ? found.facts : undefined;
+		const crossSign =
+			"facts" in found ? crossValidity(found, validity, now) : undefined;
 		signers[domain] = validity;
 		plan.signers.push({
 			domain,
@@ -100,12 +100,7 @@ export function decide(
 			commonName: `etcd ${domain} CA`,
 			organization: spec.name,
 			validity,
-			...(usable && {
-				crossSign: {
-					notBefore: Math.max(validity.notBefore, usable.notBefore),
-					notAfter: Math.min(validity.notAfter, usable.notAfter),
-				},
-			}),
+			...(crossSign && { crossSign }),
 		});
 	}
 	for (const [id, found] of Object.entries(observed.leaves)) {
@@ -132,12 +127,21 @@ export function decide(
 	return plan;
 }
 
-/** A usable signer can certify its successor; one that is lost, broken or out of its dates cannot. */
-const isUsable = (signer: Signer, now: number) =>
-	signer.keyMatches &&
-	signer.facts.isCA &&
-	signer.facts.notBefore <= now &&
-	now < signer.facts.notAfter;
+/**
+ * When the successor's cross-certificate is valid; undefined for a signer that cannot certify one, being broken or
+ * expired. One that is not valid yet can: when our own clock is behind, everybody else trusts it already.
+ */
+function crossValidity(
+	signer: Signer,
+	successor: Validity,
+	now: number,
+): Validity | undefined {
+	const { facts, keyMatches } = signer;
+	if (!keyMatches || !facts.isCA || now >= facts.notAfter) return undefined;
+	const notBefore = Math.max(successor.notBefore, facts.notBefore);
+	const notAfter = Math.min(successor.notAfter, facts.notAfter);
+	return notBefore < notAfter ? { notBefore, notAfter } : undefined;
+}
 
 function signerDue(
 	spec: Spec,

@@ -287,6 +287,28 @@ describe("renewal", () => {
 		expect(plan.signers).toHaveLength(2);
 	});
 
+	test("of signers from the future is signed by them, for it may be our own clock that is behind", async () => {
+		const behind = NOW - HOUR;
+		const plan = decide(spec, NAMESPACE, fresh, behind);
+		expect(
+			plan.signers.map((due) => [due.reason, due.crossSign?.notBefore]),
+		).toEqual([
+			["not valid yet", NOW - BACKDATE],
+			["not valid yet", NOW - BACKDATE],
+		]);
+		const after = await carryOut(plan, fresh, behind);
+		expect(reasons(after, behind)).toEqual({});
+	});
+
+	test("of signers from a future after their successor's end is not", () => {
+		const short = {
+			...spec,
+			validity: { signing: 60_000, serving: 60_000, client: 60_000 },
+		};
+		for (const due of decide(short, NAMESPACE, fresh, NOW - HOUR).signers)
+			expect(due.crossSign).toBeUndefined();
+	});
+
 	test("of what was made together is spread", () => {
 		const times = Array.from({ length: 1000 }, (_, index) =>
 			hash01(`tenant-${index}/serving/00ff`),
