@@ -1,44 +1,25 @@
 /** The controller's main job, against a real API server without a kubelet. */
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+
+import { beforeAll, describe, expect, test } from "bun:test";
 import { X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
 import type { EtcdStorage } from "../etcdstorage.ts";
 import type { Kind } from "../kube.ts";
 import { keyMatches, parseCertificates } from "../pki.ts";
-import { type Client, client, material, opensslVerify } from "./client.ts";
-import {
-	type Cluster,
-	type Controller,
-	type Json,
-	NAMESPACE,
-	startCluster,
-	startController,
-	until,
-} from "./harness.ts";
+import { material, opensslVerify } from "./client.ts";
+import { type Json, NAMESPACE, startController, until } from "./harness.ts";
+import { stage } from "./stage.ts";
 
-let cluster: Cluster;
-let controller: Controller;
-let api: Client;
+const on = stage();
 
-beforeAll(async () => {
-	cluster = await startCluster();
-	controller = await startController(cluster);
-	api = client(cluster);
-}, 120_000);
-
-afterAll(async () => {
-	await controller?.stop();
-	await cluster?.stop();
-}, 30_000);
-
-const kubectl = (...args: string[]) => cluster.kubectl(args);
+const kubectl = (...args: string[]) => on.cluster.kubectl(args);
 const own = (...args: string[]) => kubectl("-n", NAMESPACE, ...args);
 
 describe("a new EtcdStorage", () => {
 	let storage: EtcdStorage;
 	beforeAll(async () => {
-		await api.tenant("new");
-		storage = await api.get("EtcdStorage", "new");
+		await on.api.tenant("new");
+		storage = await on.api.get("EtcdStorage", "new");
 	}, 30_000);
 
 	test("owns each of its objects in the controller's namespace, and these have their keys", async () => {
@@ -51,7 +32,7 @@ describe("a new EtcdStorage", () => {
 			["Deployment", "etcd-new", []],
 		];
 		for (const [kind, name, expected] of keys) {
-			const object = await api.get(kind, name);
+			const object = await on.api.get(kind, name);
 			expect(Object.keys(object.data ?? {}).sort()).toEqual(expected);
 			expect(object.metadata.ownerReferences).toEqual([
 				{
@@ -73,7 +54,7 @@ describe("a new EtcdStorage", () => {
 			["Secret", "etcd-client-cert", "k8s-new", "tls.crt"],
 			["ConfigMap", "etcd-serving-ca", "k8s-new", "serving-ca.crt"],
 		] as const) {
-			const object = await api.get(kind, name, namespace);
+			const object = await on.api.get(kind, name, namespace);
 			const pem = object.data[key];
 			const x509 = new X509Certificate(
 				kind === "Secret" ? Buffer.from(pem, "base64") : pem,
@@ -93,7 +74,10 @@ describe("a new EtcdStorage", () => {
 	});
 
 	test("gets certificates that openssl accepts, each in its own trust domain only", async () => {
-		const { clientCA, servingCA, server, client } = await material(api, "new");
+		const { clientCA, servingCA, server, client } = await material(
+			on.api,
+			"new",
+		);
 		expect(
 			opensslVerify(
 				"sslserver",
@@ -110,7 +94,10 @@ describe("a new EtcdStorage", () => {
 	});
 
 	test("gets a server certificate for every name of its Service, and keys that match", async () => {
-		const { server, serverKey, client, clientKey } = await material(api, "new");
+		const { server, serverKey, client, clientKey } = await material(
+			on.api,
+			"new",
+		);
 		const x509 = new X509Certificate(server);
 		expect(x509.subjectAltName).toBe(
 			[
@@ -137,14 +124,14 @@ describe("a new EtcdStorage", () => {
 	});
 
 	test("gets proxies with etcd's command line, and pods that Pod Security admits in a restricted namespace", async () => {
-		const { spec } = await api.get("Deployment", "etcd-new");
+		const { spec } = await on.api.get("Deployment", "etcd-new");
 		expect(spec.replicas).toBe(3);
 		expect(spec.selector).toEqual({ matchLabels: { apiserver: "new" } });
 		const [container] = spec.template.spec.containers;
 		expect(container.image).toBe("gcr.io/etcd-development/etcd:v3.7.3");
 		expect([...container.command, ...container.args]).toEqual([
 			...["/usr/local/bin/etcd", "grpc-proxy", "start"],
-			`--endpoints=${cluster.etcd.url}`,
+			`--endpoints=${on.cluster.etcd.url}`,
 			"--namespace=/new/",
 			"--listen-addr=0.0.0.0:2379",
 			"--metrics-addr=http://0.0.0.0:2381",
@@ -159,7 +146,7 @@ describe("a new EtcdStorage", () => {
 		]);
 
 		const create = (pod: Json) =>
-			cluster.kubectl(
+			on.cluster.kubectl(
 				["-n", NAMESPACE, "create", "--dry-run=server", "-f", "-"],
 				JSON.stringify(pod),
 			);
@@ -174,7 +161,7 @@ describe("a new EtcdStorage", () => {
 	});
 
 	test("gets a Service on the port that goes into --etcd-servers", async () => {
-		const { spec } = await api.get("Service", "etcd-new");
+		const { spec } = await on.api.get("Service", "etcd-new");
 		expect(spec).toMatchObject({
 			type: "ClusterIP",
 			selector: { apiserver: "new" },
@@ -196,7 +183,7 @@ describe("a new EtcdStorage", () => {
 			...["client-signer", "serving-signer", "server"],
 			"client/k8s-new/etcd-client-cert",
 		]);
-		const { server } = await material(api, "new");
+		const { server } = await material(on.api, "new");
 		const { validFrom, validTo } = new X509Certificate(server);
 		const shown = list[2];
 		expect(Date.parse(shown?.notBefore ?? "")).toBe(Date.parse(validFrom));
@@ -225,17 +212,17 @@ describe("a new EtcdStorage", () => {
 					},
 				}),
 			);
-		const waiting = await api.condition("new", "Deployed", /^False/);
+		const waiting = await on.api.condition("new", "Deployed", /^False/);
 		expect(waiting).toStartWith("False DeploymentNotAvailable: ");
 		expect(waiting).toContain(`Deployment ${NAMESPACE}/etcd-new has 0 of 3`);
 		expect(waiting).toContain(
 			`kubectl -n ${NAMESPACE} describe pods -l apiserver=new`,
 		);
-		await api.condition("new", "Ready", /^False DeploymentNotAvailable: /);
+		await on.api.condition("new", "Ready", /^False DeploymentNotAvailable: /);
 
 		await available("True");
-		await api.condition("new", "Ready", /^True Ready: serving https:/);
-		await api.condition("new", "Deployed", /^True Deployed: /);
+		await on.api.condition("new", "Ready", /^True Ready: serving https:/);
+		await on.api.condition("new", "Deployed", /^True Deployed: /);
 		const table = await kubectl("get", "es", "new");
 		expect(table.split("\n")[0]).toMatch(
 			/^NAME +ENDPOINT +READY +NEXT EXPIRY +AGE *$/,
@@ -245,19 +232,19 @@ describe("a new EtcdStorage", () => {
 		);
 
 		await available("False");
-		await api.condition("new", "Deployed", /^False .* has 1 of 3 replicas/);
+		await on.api.condition("new", "Deployed", /^False .* has 1 of 3 replicas/);
 		await available("True");
-		await api.condition("new", "Ready", /^True /);
+		await on.api.condition("new", "Ready", /^True /);
 		const told = /^Normal EtcdStorageDeployed: Deployment .* is available/;
-		expect(await api.events("new", told, 2)).toHaveLength(2);
+		expect(await on.api.events("new", told, 2)).toHaveLength(2);
 		const failure = /^Warning EtcdStorageDeployFailure: /;
-		expect(await api.events("new", failure, 1)).toHaveLength(1);
+		expect(await on.api.events("new", failure, 1)).toHaveLength(1);
 	}, 40_000);
 });
 
 /** What the controller has written since the audit log had the given length, events included. */
 function writes(since: number): string[] {
-	return readFileSync(cluster.auditLog)
+	return readFileSync(on.cluster.auditLog)
 		.subarray(since)
 		.toString()
 		.split("\n")
@@ -277,7 +264,7 @@ function writes(since: number): string[] {
 describe("at rest", () => {
 	/** How many visits have ended, and how many wait. */
 	async function visits() {
-		const text = await controller.metrics();
+		const text = await on.controller.metrics();
 		const sum = (name: string) =>
 			[...text.matchAll(new RegExp(`^${name}(?:{.*})? (\\d+)$`, "gm"))]
 				.map(([, value]) => Number(value))
@@ -299,13 +286,13 @@ describe("at rest", () => {
 			]),
 		);
 	}
-	beforeAll(() => api.tenant("rest"), 30_000);
+	beforeAll(() => on.api.tenant("rest"), 30_000);
 
 	test("a visit after a touch of a watched object writes nothing", async () => {
 		const before = await visits();
 		await own("annotate", "service", "etcd-rest", "touched=yes");
 		const [length, found] = [
-			readFileSync(cluster.auditLog).length,
+			readFileSync(on.cluster.auditLog).length,
 			await versions(),
 		];
 		await own("annotate", "configmap", "rest-ca-cert", "touched=yes");
@@ -319,12 +306,12 @@ describe("at rest", () => {
 	}, 30_000);
 
 	test("a restarted controller writes nothing and repeats no event", async () => {
-		await controller.stop();
+		await on.controller.stop();
 		const [length, found] = [
-			readFileSync(cluster.auditLog).length,
+			readFileSync(on.cluster.auditLog).length,
 			await versions(),
 		];
-		controller = await startController(cluster);
+		on.controller = await startController(on.cluster);
 		const { items } = JSON.parse(
 			await kubectl("get", "etcdstorages", "-o", "json"),
 		);
@@ -334,12 +321,12 @@ describe("at rest", () => {
 		}, "each EtcdStorage has been looked at");
 		expect(await versions()).toEqual(found);
 		expect(writes(length)).toEqual([]);
-		expect(controller.log()).not.toMatch(/WARN|ERROR|issued/);
+		expect(on.controller.log()).not.toMatch(/WARN|ERROR|issued/);
 	}, 30_000);
 });
 
 describe("a changed spec", () => {
-	beforeAll(() => api.tenant("changes"), 30_000);
+	beforeAll(() => on.api.tenant("changes"), 30_000);
 	const change = (spec: object) =>
 		kubectl(
 			...["patch", "etcdstorage", "changes", "--type=merge", "-p"],
@@ -347,12 +334,12 @@ describe("a changed spec", () => {
 		);
 
 	test("with another validity re-issues only what it touches", async () => {
-		const before = await material(api, "changes");
-		const issued = await api.issuedBy("changes", () =>
+		const before = await material(on.api, "changes");
+		const issued = await on.api.issuedBy("changes", () =>
 			change({ servingCertificateValidity: "500h" }),
 		);
 		expect(issued).toBe("server (validity changed from 730h0m0s to 500h0m0s)");
-		const now = await material(api, "changes");
+		const now = await material(on.api, "changes");
 		const { server, serverKey } = now;
 		expect(now).toEqual({ ...before, server, serverKey });
 		const { validFromDate, validToDate } = new X509Certificate(server);
@@ -360,8 +347,8 @@ describe("a changed spec", () => {
 	}, 20_000);
 
 	test("with another validity of signers replaces them, and who trusts only the old ones accepts the new certificates", async () => {
-		const before = await material(api, "changes");
-		const issued = await api.issuedBy("changes", () =>
+		const before = await material(on.api, "changes");
+		const issued = await on.api.issuedBy("changes", () =>
 			change({ signingCertificateValidity: "700h" }),
 		);
 		expect(issued.split("; ")).toEqual([
@@ -370,7 +357,7 @@ describe("a changed spec", () => {
 			"server (signer replaced)",
 			"client/k8s-changes/etcd-client-cert (signer replaced)",
 		]);
-		const now = await material(api, "changes");
+		const now = await material(on.api, "changes");
 		for (const { servingCA, clientCA } of [before, now]) {
 			expect(opensslVerify("sslserver", now.server, servingCA)).toBe("OK");
 			expect(opensslVerify("sslclient", now.client, clientCA)).toBe("OK");
@@ -380,15 +367,15 @@ describe("a changed spec", () => {
 	}, 20_000);
 
 	test("with other replicas scales the Deployment, and nothing else", async () => {
-		const before = await material(api, "changes");
+		const before = await material(on.api, "changes");
 		await change({ replicas: 5 });
 		await until(
 			async () =>
-				(await api.get("Deployment", "etcd-changes")).spec.replicas === 5,
+				(await on.api.get("Deployment", "etcd-changes")).spec.replicas === 5,
 			"there are five replicas",
 			2_000,
 		);
-		await api.condition("changes", "Deployed", / has 0 of 5 replicas ready/);
-		expect(await material(api, "changes")).toEqual(before);
+		await on.api.condition("changes", "Deployed", / has 0 of 5 replicas ready/);
+		expect(await material(on.api, "changes")).toEqual(before);
 	});
 });

@@ -1,38 +1,25 @@
 /** What goes with an EtcdStorage and what stays, against a real API server with its garbage collector. */
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+
+import { describe, expect, test } from "bun:test";
 import { X509Certificate } from "node:crypto";
-import { base64, type Client, client, material, secretText } from "./client.ts";
+import { base64, material, secretText } from "./client.ts";
 import {
 	apiServerNamespace,
-	type Cluster,
-	type Controller,
 	etcdStorage,
 	eventsOf,
 	type Json,
 	NAMESPACE,
-	startCluster,
 	startController,
 	until,
 } from "./harness.ts";
+import { stage } from "./stage.ts";
 
-let cluster: Cluster;
-let controller: Controller;
-let api: Client;
-
-beforeAll(async () => {
-	cluster = await startCluster();
+const on = stage((cluster) =>
 	// Now: the garbage collector looks for new kinds, such as EtcdStorage, every 30 s only.
-	await cluster.startControllerManager();
-	controller = await startController(cluster);
-	api = client(cluster);
-}, 120_000);
+	cluster.startControllerManager(),
+);
 
-afterAll(async () => {
-	await controller?.stop();
-	await cluster?.stop();
-}, 30_000);
-
-const kubectl = (...args: string[]) => cluster.kubectl(args);
+const kubectl = (...args: string[]) => on.cluster.kubectl(args);
 /** Deletes, and waits until it has gone: deletion never hangs. */
 const remove = (name: string) =>
 	kubectl("delete", "etcdstorage", name, "--timeout=10s");
@@ -53,15 +40,15 @@ const collected = (name: string) =>
 		`the objects of ${name} are gone`,
 	);
 const targets = async (namespace: string) => ({
-	configMap: await api.get("ConfigMap", "etcd-serving-ca", namespace),
-	secret: await api.get("Secret", "etcd-client-cert", namespace),
+	configMap: await on.api.get("ConfigMap", "etcd-serving-ca", namespace),
+	secret: await on.api.get("Secret", "etcd-client-cert", namespace),
 });
 const ourAnnotations = (object: Json) =>
 	Object.keys(object.metadata.annotations ?? {}).filter((key) =>
 		key.startsWith("etcd.xmudrii.com/"),
 	);
 const warnings = async (name: string) =>
-	(await eventsOf(cluster, name)).filter((one) => one.startsWith("Warning"));
+	(await eventsOf(on.cluster, name)).filter((one) => one.startsWith("Warning"));
 const patchTarget = (name: string, kind: string, patch: object) =>
 	kubectl(
 		...["-n", `k8s-${name}`, "patch", kind],
@@ -71,7 +58,7 @@ const patchTarget = (name: string, kind: string, patch: object) =>
 
 describe.concurrent("a deleted EtcdStorage", () => {
 	test("takes all of its objects with it, its pods included, and tells what stays in the core etcd", async () => {
-		await api.tenant("gone");
+		await on.api.tenant("gone");
 		await until(async () => {
 			const pods = await kubectl(
 				...["-n", NAMESPACE, "get", "pods", "-o", "name"],
@@ -88,7 +75,7 @@ describe.concurrent("a deleted EtcdStorage", () => {
 					.length === 0,
 			"the pods are gone",
 		);
-		const events = await eventsOf(cluster, "gone");
+		const events = await eventsOf(on.cluster, "gone");
 		const retained = events.filter((one) => one.includes("DataRetained"));
 		expect(retained).toEqual([
 			"Normal DataRetained: the keys under /gone/ stay in the core etcd; once nobody needs them: etcdctl del --prefix /gone/",
@@ -99,7 +86,7 @@ describe.concurrent("a deleted EtcdStorage", () => {
 	}, 60_000);
 
 	test("leaves in its targets what others have there, and nothing else", async () => {
-		await api.tenant("tidy");
+		await on.api.tenant("tidy");
 		const theirs = (data: string) => ({
 			metadata: { annotations: { theirs: "yes" }, labels: { theirs: "yes" } },
 			data: { theirs: data },
@@ -127,8 +114,8 @@ describe.concurrent("a deleted EtcdStorage", () => {
 					}
 				: object,
 		);
-		await cluster.apply(...objects, etcdStorage("tls", "k8s-tls"));
-		await api.condition("tls", "CertificatesReady", /^True /);
+		await on.cluster.apply(...objects, etcdStorage("tls", "k8s-tls"));
+		await on.api.condition("tls", "CertificatesReady", /^True /);
 		await remove("tls");
 		const { secret } = await targets("k8s-tls");
 		expect(secret.data).toEqual({ "tls.crt": "", "tls.key": "" });
@@ -137,12 +124,12 @@ describe.concurrent("a deleted EtcdStorage", () => {
 	}, 40_000);
 
 	test("cleans targets that were restored from a backup, too", async () => {
-		await api.tenant("restored");
+		await on.api.tenant("restored");
 		const before = await targets("k8s-restored");
 		await kubectl("-n", "k8s-restored", "delete", "configmap,secret", "--all");
 		for (const object of Object.values(before)) {
 			const { name, namespace, annotations } = object.metadata;
-			await cluster.kubectl(
+			await on.cluster.kubectl(
 				["create", "-f", "-"],
 				JSON.stringify({
 					...object,
@@ -177,7 +164,7 @@ describe.concurrent("a deleted EtcdStorage", () => {
 	] as [string, () => Promise<unknown>, RegExp][])(
 		"whose target is %s goes, with an event that tells what stays",
 		async (name, spoil, warning) => {
-			await api.tenant(name);
+			await on.api.tenant(name);
 			await spoil();
 			if (name === "forbidden")
 				await until(async () => {
@@ -201,14 +188,14 @@ describe.concurrent("a deleted EtcdStorage", () => {
 	);
 
 	test("whose targets are gone goes without a word about them", async () => {
-		await api.tenant("lost");
+		await on.api.tenant("lost");
 		await kubectl("-n", "k8s-lost", "delete", "configmap,secret", "--all");
 		await remove("lost");
 		expect(await warnings("lost")).toEqual([]);
 	}, 40_000);
 
 	test("whose targets' namespace is gone goes", async () => {
-		await api.tenant("homeless");
+		await on.api.tenant("homeless");
 		await kubectl("delete", "namespace", "k8s-homeless", "--timeout=30s");
 		await remove("homeless");
 		await collected("homeless");
@@ -219,11 +206,11 @@ describe.concurrent("a deleted EtcdStorage", () => {
 	}, 60_000);
 
 	test("leaves its targets to the next one that names them", async () => {
-		await api.tenant("heir");
-		await cluster.apply(etcdStorage("next", "k8s-heir"));
-		await api.condition("next", "CertificatesReady", /^False TargetTaken: /);
+		await on.api.tenant("heir");
+		await on.cluster.apply(etcdStorage("next", "k8s-heir"));
+		await on.api.condition("next", "CertificatesReady", /^False TargetTaken: /);
 		await remove("heir");
-		await api.condition("next", "CertificatesReady", /^True /, 10_000);
+		await on.api.condition("next", "CertificatesReady", /^True /, 10_000);
 		const { secret } = await targets("k8s-heir");
 		expect(
 			new X509Certificate(secretText(secret, "tls.crt")).subject,
@@ -231,29 +218,29 @@ describe.concurrent("a deleted EtcdStorage", () => {
 	}, 40_000);
 
 	test("can leave its objects as orphans, which the next one of its name takes over", async () => {
-		await api.tenant("orphans");
-		const before = await material(api, "orphans");
+		await on.api.tenant("orphans");
+		const before = await material(on.api, "orphans");
 		await kubectl("delete", "etcdstorage", "orphans", "--cascade=orphan");
-		const orphan = await api.get("Secret", "orphans-client-signer");
+		const orphan = await on.api.get("Secret", "orphans-client-signer");
 		expect(orphan.metadata.ownerReferences).toBeUndefined();
-		await cluster.apply(etcdStorage("orphans", "k8s-orphans"));
-		await api.condition("orphans", "CertificatesReady", /^True /);
-		const { clientCA, servingCA, server } = await material(api, "orphans");
+		await on.cluster.apply(etcdStorage("orphans", "k8s-orphans"));
+		await on.api.condition("orphans", "CertificatesReady", /^True /);
+		const { clientCA, servingCA, server } = await material(on.api, "orphans");
 		expect(before).toMatchObject({ clientCA, servingCA, server });
-		const storage = await api.get("EtcdStorage", "orphans");
-		const signer = await api.get("Secret", "orphans-client-signer");
+		const storage = await on.api.get("EtcdStorage", "orphans");
+		const signer = await on.api.get("Secret", "orphans-client-signer");
 		expect(signer.metadata.ownerReferences[0].uid).toBe(storage.metadata.uid);
 		expect(await warnings("orphans")).toEqual([]);
 	}, 40_000);
 
 	test("can be created again at once, and gets new signers", async () => {
-		await api.tenant("phoenix");
-		const before = await api.get("Secret", "phoenix-client-signer");
+		await on.api.tenant("phoenix");
+		const before = await on.api.get("Secret", "phoenix-client-signer");
 		await remove("phoenix");
-		await cluster.apply(etcdStorage("phoenix", "k8s-phoenix"));
-		await api.condition("phoenix", "CertificatesReady", /^True /);
-		const storage = await api.get("EtcdStorage", "phoenix");
-		const signer = await api.get("Secret", "phoenix-client-signer");
+		await on.cluster.apply(etcdStorage("phoenix", "k8s-phoenix"));
+		await on.api.condition("phoenix", "CertificatesReady", /^True /);
+		const storage = await on.api.get("EtcdStorage", "phoenix");
+		const signer = await on.api.get("Secret", "phoenix-client-signer");
 		expect(signer.metadata.ownerReferences[0].uid).toBe(storage.metadata.uid);
 		expect(signer.data["tls.key"]).not.toBe(before.data["tls.key"]);
 	}, 40_000);
@@ -261,14 +248,14 @@ describe.concurrent("a deleted EtcdStorage", () => {
 
 describe("without the controller", () => {
 	test("an EtcdStorage that is deleted waits, and goes once the controller is back", async () => {
-		await api.tenant("waiting");
-		await controller.stop();
+		await on.api.tenant("waiting");
+		await on.controller.stop();
 		await kubectl("delete", "etcdstorage", "waiting", "--wait=false");
-		const storage = await api.get("EtcdStorage", "waiting");
+		const storage = await on.api.get("EtcdStorage", "waiting");
 		expect(storage.metadata.finalizers).toEqual(["etcd.xmudrii.com/targets"]);
-		controller = await startController(cluster);
+		on.controller = await startController(on.cluster);
 		await until(
-			async () => (await api.get("EtcdStorage", "waiting")) === undefined,
+			async () => (await on.api.get("EtcdStorage", "waiting")) === undefined,
 			"it is gone",
 		);
 		const { configMap, secret } = await targets("k8s-waiting");

@@ -1,34 +1,14 @@
 /** What a user may write into an EtcdStorage, with the CRD as it is and with an older one, against a real API server. */
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+
+import { beforeAll, describe, expect, test } from "bun:test";
 import type { EtcdStorage } from "../etcdstorage.ts";
-import { type Client, client, material, opensslVerify } from "./client.ts";
-import {
-	type Cluster,
-	type Controller,
-	etcdStorage,
-	type Json,
-	NAMESPACE,
-	startCluster,
-	startController,
-	until,
-} from "./harness.ts";
+import { material, opensslVerify } from "./client.ts";
+import { etcdStorage, type Json, NAMESPACE, until } from "./harness.ts";
+import { stage } from "./stage.ts";
 
-let cluster: Cluster;
-let controller: Controller;
-let api: Client;
+const on = stage();
 
-beforeAll(async () => {
-	cluster = await startCluster();
-	controller = await startController(cluster);
-	api = client(cluster);
-}, 120_000);
-
-afterAll(async () => {
-	await controller?.stop();
-	await cluster?.stop();
-}, 30_000);
-
-const kubectl = (...args: string[]) => cluster.kubectl(args);
+const kubectl = (...args: string[]) => on.cluster.kubectl(args);
 const own = (...args: string[]) => kubectl("-n", NAMESPACE, ...args);
 const merge = (kind: string, name: string, patch: object, ...more: string[]) =>
 	own(
@@ -85,16 +65,20 @@ describe.concurrent("at admission", () => {
 		async (_, name, spec, message) => {
 			const bad = JSON.stringify(etcdStorage(name, "api", spec));
 			const args = ["apply", "--dry-run=server", "-f", "-"];
-			await expect(cluster.kubectl(args, bad)).rejects.toThrow(message);
+			await expect(on.cluster.kubectl(args, bad)).rejects.toThrow(message);
 		},
 		20_000,
 	);
 
 	test("a name of 58 characters is accepted and works", async () => {
 		expect(LONGEST).toHaveLength(58);
-		await api.tenant(LONGEST);
-		await api.condition(LONGEST, "Deployed", /^False DeploymentNotAvailable: /);
-		const { server, servingCA } = await material(api, LONGEST);
+		await on.api.tenant(LONGEST);
+		await on.api.condition(
+			LONGEST,
+			"Deployed",
+			/^False DeploymentNotAvailable: /,
+		);
+		const { server, servingCA } = await material(on.api, LONGEST);
 		const host = `etcd-${LONGEST}.${NAMESPACE}.svc`;
 		expect(
 			opensslVerify("sslserver", server, servingCA, "-verify_hostname", host),
@@ -102,33 +86,41 @@ describe.concurrent("at admission", () => {
 	}, 20_000);
 
 	test("a validity of centuries is accepted and works, a short one with a warning", async () => {
-		await api.tenant("centuries", {
+		await on.api.tenant("centuries", {
 			signingCertificateValidity: "2500000h",
 			servingCertificateValidity: "2000000h",
 			clientCertificateValidity: "5m",
 		});
-		const now = await material(api, "centuries");
+		const now = await material(on.api, "centuries");
 		expect(opensslVerify("sslserver", now.server, now.servingCA)).toBe("OK");
 		expect(opensslVerify("sslclient", now.client, now.clientCA)).toBe("OK");
-		const warning = await api.condition("centuries", "ValidityWarning", /True/);
+		const warning = await on.api.condition(
+			"centuries",
+			"ValidityWarning",
+			/True/,
+		);
 		expect(warning).toContain("spec.clientCertificateValidity 5m is short");
 	}, 20_000);
 
 	test("a certificate that is to outlive its signer is accepted, capped and said", async () => {
-		await api.tenant("capped", {
+		await on.api.tenant("capped", {
 			signingCertificateValidity: "100h",
 			servingCertificateValidity: "200h",
 		});
-		const storage: EtcdStorage = await api.get("EtcdStorage", "capped");
+		const storage: EtcdStorage = await on.api.get("EtcdStorage", "capped");
 		const [, signer, server] = storage.status?.certificates ?? [];
 		expect(signer?.name).toBe("serving-signer");
 		expect(server?.name).toBe("server");
 		expect(server?.notAfter).toBe(signer?.notAfter ?? "");
-		const warning = await api.condition("capped", "ValidityWarning", /^True /);
+		const warning = await on.api.condition(
+			"capped",
+			"ValidityWarning",
+			/^True /,
+		);
 		expect(warning).toContain(
 			"spec.servingCertificateValidity 200h0m0s is longer than spec.signingCertificateValidity",
 		);
-		expect(await api.events("capped", /^Warning /, 1)).toEqual([
+		expect(await on.api.events("capped", /^Warning /, 1)).toEqual([
 			warning.replace("True NotAsWritten", "Warning ValidityWarning"),
 		]);
 	}, 20_000);
@@ -142,10 +134,10 @@ describe("with an older CRD", () => {
 			type: "object",
 			"x-kubernetes-preserve-unknown-fields": true,
 		};
-		await cluster.kubectl(["replace", "-f", "-"], JSON.stringify(crd));
+		await on.cluster.kubectl(["replace", "-f", "-"], JSON.stringify(crd));
 		await until(
 			() =>
-				cluster
+				on.cluster
 					.kubectl(
 						["create", "--dry-run=server", "-f", "-"],
 						JSON.stringify(etcdStorage("lax", "api", { replicas: 0 })),
@@ -153,7 +145,7 @@ describe("with an older CRD", () => {
 					.then(Boolean, () => false),
 			"the API server refuses nothing any more",
 		);
-		await api.tenant("sound");
+		await on.api.tenant("sound");
 	}, 30_000);
 
 	type Row = [what: string, name: string, spec: Json, words: string];
@@ -215,68 +207,76 @@ describe("with an older CRD", () => {
 	test("every invalid spec is told on its own EtcdStorage, and others are as well as before", async () => {
 		const bad = invalid.map(([, name, spec]) => etcdStorage(name, "api", spec));
 		const { spec: _, ...specless } = etcdStorage("specless", "api") as Json;
-		await cluster.apply(...bad, specless);
+		await on.cluster.apply(...bad, specless);
 		for (const [what, name, , words] of invalid)
 			for (const type of ["CertificatesReady", "Deployed", "Ready"]) {
-				const message = await api.condition(name, type, /^False InvalidSpec: /);
+				const message = await on.api.condition(
+					name,
+					type,
+					/^False InvalidSpec: /,
+				);
 				expect([what, message]).toEqual([what, expect.stringContaining(words)]);
 			}
-		await api.condition("specless", "Ready", /^False InvalidSpec: /);
-		await api.tenant("sound-as-well");
-		await api.condition("sound", "CertificatesReady", /^True /);
-		expect(controller.log()).not.toContain("TypeError");
+		await on.api.condition("specless", "Ready", /^False InvalidSpec: /);
+		await on.api.tenant("sound-as-well");
+		await on.api.condition("sound", "CertificatesReady", /^True /);
+		expect(on.controller.log()).not.toContain("TypeError");
 	}, 60_000);
 
 	test("a spec that becomes invalid stops nothing that runs, and all is well once it is valid again", async () => {
-		const before = await material(api, "sound");
-		const deployment = await api.get("Deployment", "etcd-sound");
+		const before = await material(on.api, "sound");
+		const deployment = await on.api.get("Deployment", "etcd-sound");
 		await merge("etcdstorage", "sound", {
 			spec: { servingCertificateValidity: "junk", replicas: 0 },
 		});
-		await api.condition("sound", "Ready", /^False InvalidSpec: /);
-		expect(await material(api, "sound")).toEqual(before);
-		const now = await api.get("Deployment", "etcd-sound");
+		await on.api.condition("sound", "Ready", /^False InvalidSpec: /);
+		expect(await material(on.api, "sound")).toEqual(before);
+		const now = await on.api.get("Deployment", "etcd-sound");
 		expect(now.spec).toEqual(deployment.spec);
 		await merge("etcdstorage", "sound", {
 			spec: { servingCertificateValidity: "730h", replicas: 3 },
 		});
-		await api.condition("sound", "CertificatesReady", /^True /, 2_000);
-		expect(await material(api, "sound")).toEqual(before);
+		await on.api.condition("sound", "CertificatesReady", /^True /, 2_000);
+		expect(await material(on.api, "sound")).toEqual(before);
 	}, 20_000);
 
 	test("an invalid EtcdStorage can be deleted, and its targets are cleaned", async () => {
-		await api.tenant("leaving");
+		await on.api.tenant("leaving");
 		await merge("etcdstorage", "leaving", {
 			spec: { clientCertSecret: "junk" },
 		});
-		await api.condition("leaving", "Ready", /^False InvalidSpec: /);
+		await on.api.condition("leaving", "Ready", /^False InvalidSpec: /);
 		await kubectl("delete", "etcdstorage", "leaving", "--timeout=5s");
 		const namespace = "k8s-leaving";
-		const secret = await api.get("Secret", "etcd-client-cert", namespace);
+		const secret = await on.api.get("Secret", "etcd-client-cert", namespace);
 		expect(secret.data).toBeUndefined();
 		await kubectl("delete", "etcdstorage", "with.dot", "--timeout=5s");
 	}, 20_000);
 
 	test("an EtcdStorage is not hurt by the invalid one whose targets it names", async () => {
-		await api.tenant("odd");
+		await on.api.tenant("odd");
 		await merge("etcdstorage", "odd", { spec: { clientCertSecret: 1 } });
 		await kubectl(
 			...["patch", "etcdstorage", "odd", "--subresource=status"],
 			...["--type=merge", "-p", '{"status":{"targets":[null]}}'],
 		);
-		await cluster.apply(etcdStorage("even", "k8s-odd"));
-		await api.condition("even", "CertificatesReady", /./);
-		expect(controller.log()).not.toContain("TypeError");
+		await on.cluster.apply(etcdStorage("even", "k8s-odd"));
+		await on.api.condition("even", "CertificatesReady", /./);
+		expect(on.controller.log()).not.toContain("TypeError");
 	}, 20_000);
 
 	test("a validity too short to be delivered is lengthened, and said", async () => {
-		await api.tenant("hasty", { clientCertificateValidity: "1ns" });
-		const storage: EtcdStorage = await api.get("EtcdStorage", "hasty");
+		await on.api.tenant("hasty", { clientCertificateValidity: "1ns" });
+		const storage: EtcdStorage = await on.api.get("EtcdStorage", "hasty");
 		const leaf = storage.status?.certificates?.[3];
 		const life =
 			Date.parse(leaf?.notAfter ?? "") - Date.parse(leaf?.notBefore ?? "");
 		expect(life).toBe(6 * 60_000); // a minute, and five backdated
-		const warning = await api.condition("hasty", "ValidityWarning", /^True /);
+		const warning = await on.api.condition(
+			"hasty",
+			"ValidityWarning",
+			/^True /,
+		);
 		expect(warning).toContain(
 			"spec.clientCertificateValidity 1ns is too short to be delivered; 1m0s is used",
 		);
@@ -294,14 +294,14 @@ describe("with an older CRD", () => {
 	])(
 		"a status that is %s is put right",
 		async (_, status) => {
-			const before = (await api.get("EtcdStorage", "sound")).status;
+			const before = (await on.api.get("EtcdStorage", "sound")).status;
 			await kubectl(
 				...["patch", "etcdstorage", "sound", "--subresource=status"],
 				...["--type=merge", "-p", JSON.stringify({ status })],
 			);
 			await until(
 				async () => {
-					const { status: now } = await api.get("EtcdStorage", "sound");
+					const { status: now } = await on.api.get("EtcdStorage", "sound");
 					return (
 						Bun.deepEquals(now?.targets, before.targets) &&
 						now?.conditions?.length === before.conditions.length

@@ -1,40 +1,15 @@
 /** What is deleted or edited comes back, against a real API server. */
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+
+import { beforeAll, describe, expect, test } from "bun:test";
 import type { Kind } from "../kube.ts";
-import {
-	type Client,
-	client,
-	type Material,
-	material,
-	opensslVerify,
-} from "./client.ts";
-import {
-	type Cluster,
-	type Controller,
-	eventsOf,
-	type Json,
-	NAMESPACE,
-	startCluster,
-	startController,
-	until,
-} from "./harness.ts";
+import { type Material, material, opensslVerify } from "./client.ts";
+import { eventsOf, type Json, NAMESPACE, until } from "./harness.ts";
+import { stage } from "./stage.ts";
 
-let cluster: Cluster;
-let controller: Controller;
-let api: Client;
+const on = stage();
 
-beforeAll(async () => {
-	cluster = await startCluster();
-	controller = await startController(cluster);
-	api = client(cluster);
-}, 120_000);
-
-afterAll(async () => {
-	await controller?.stop();
-	await cluster?.stop();
-}, 30_000);
-
-const own = (...args: string[]) => cluster.kubectl(["-n", NAMESPACE, ...args]);
+const own = (...args: string[]) =>
+	on.cluster.kubectl(["-n", NAMESPACE, ...args]);
 const json = (...operations: object[]) => [
 	"--type=json",
 	"-p",
@@ -44,7 +19,7 @@ const replace = (kind: string, name: string, path: string, value: string) =>
 	own("patch", kind, name, ...json({ op: "replace", path, value }));
 
 describe("repair", () => {
-	beforeAll(() => api.tenant("repair"), 30_000);
+	beforeAll(() => on.api.tenant("repair"), 30_000);
 
 	/** What must be as it was; a Service that was deleted gets another address. */
 	const content = (object: Json) => {
@@ -198,12 +173,12 @@ describe("repair", () => {
 	test.each(cases)(
 		"%s %s that %s is as it was",
 		async (kind, name, _, args) => {
-			const before = await api.get(kind, name);
+			const before = await on.api.get(kind, name);
 			await own(...args);
 			const edited = performance.now();
 			await until(
 				async () => {
-					const now = await api.get(kind, name);
+					const now = await on.api.get(kind, name);
 					return (
 						now?.metadata.resourceVersion !== before.metadata.resourceVersion &&
 						Bun.deepEquals(content(now), content(before))
@@ -241,7 +216,7 @@ describe("repair", () => {
 		[
 			...["has the key of another", "server (key does not match)"],
 			async () => {
-				const { data } = await api.get("Secret", "repair-serving-signer");
+				const { data } = await on.api.get("Secret", "repair-serving-signer");
 				await replace(
 					"secret",
 					"repair-server-cert",
@@ -253,7 +228,7 @@ describe("repair", () => {
 		[
 			...["is a client certificate", "server (signer replaced)"],
 			async () => {
-				const { data } = await api.get(
+				const { data } = await on.api.get(
 					"Secret",
 					"etcd-client-cert",
 					"k8s-repair",
@@ -267,9 +242,9 @@ describe("repair", () => {
 	] as [string, string, () => Promise<unknown>][])(
 		"a server certificate that %s is issued again by the same signer, because: %s",
 		async (_, reason, action) => {
-			const before = await material(api, "repair");
-			expect(await api.issuedBy("repair", action)).toStartWith(reason);
-			const now = await material(api, "repair");
+			const before = await material(on.api, "repair");
+			expect(await on.api.issuedBy("repair", action)).toStartWith(reason);
+			const now = await material(on.api, "repair");
 			expect(now.server).not.toBe(before.server);
 			expect(opensslVerify("sslserver", now.server, before.servingCA)).toBe(
 				"OK",
@@ -285,14 +260,14 @@ describe("repair", () => {
 	test("respects kubectl rollout restart", async () => {
 		await own("rollout", "restart", "deployment/etcd-repair");
 		const restartedAt = async () =>
-			(await api.get("Deployment", "etcd-repair")).spec.template.metadata
+			(await on.api.get("Deployment", "etcd-repair")).spec.template.metadata
 				.annotations["kubectl.kubernetes.io/restartedAt"];
 		const time = await restartedAt();
 		expect(time).toBeString();
 		await own("set", "image", "deployment/etcd-repair", "etcdproxy=evil:1");
 		await until(
 			async () =>
-				(await api.get("Deployment", "etcd-repair")).spec.template.spec
+				(await on.api.get("Deployment", "etcd-repair")).spec.template.spec
 					.containers[0].image !== "evil:1",
 			"the image is as it was",
 			2_000,
@@ -301,35 +276,35 @@ describe("repair", () => {
 	});
 
 	test("is no failure to be told of", async () => {
-		const events = await eventsOf(cluster, "repair");
+		const events = await eventsOf(on.cluster, "repair");
 		expect(events.filter((event) => event.startsWith("Warning"))).toEqual([]);
 	});
 });
 
 describe("a signer", () => {
-	beforeAll(() => api.tenant("signers"), 30_000);
+	beforeAll(() => on.api.tenant("signers"), 30_000);
 	const valid = ({ server, servingCA, client, clientCA }: Material) => [
 		opensslVerify("sslserver", server, servingCA),
 		opensslVerify("sslclient", client, clientCA),
 	];
 
 	test("that is deleted is made anew, with all that it had signed, and the other domain stays as it was", async () => {
-		const before = await material(api, "signers");
-		const deployment = await api.get("Deployment", "etcd-signers");
-		const issued = await api.issuedBy("signers", () =>
+		const before = await material(on.api, "signers");
+		const deployment = await on.api.get("Deployment", "etcd-signers");
+		const issued = await on.api.issuedBy("signers", () =>
 			own("delete", "secret", "signers-client-signer"),
 		);
 		expect(issued).toBe(
 			"client-signer (not there); client/k8s-signers/etcd-client-cert (signer replaced)",
 		);
-		const now = await material(api, "signers");
+		const now = await material(on.api, "signers");
 		expect(valid(now)).toEqual(["OK", "OK"]);
 		const { servingCA, server, serverKey } = before;
 		expect(now).toMatchObject({ servingCA, server, serverKey });
 		expect(opensslVerify("sslclient", now.client, before.clientCA)).not.toBe(
 			"OK",
 		);
-		const rolled = await api.get("Deployment", "etcd-signers");
+		const rolled = await on.api.get("Deployment", "etcd-signers");
 		expect(rolled.spec.template.metadata.annotations).not.toEqual(
 			deployment.spec.template.metadata.annotations,
 		);
@@ -349,26 +324,26 @@ describe("a signer", () => {
 		[
 			...["with the key of another", "serving-signer (key does not match)"],
 			async () =>
-				(await api.get("Secret", "signers-client-signer")).data["tls.key"],
+				(await on.api.get("Secret", "signers-client-signer")).data["tls.key"],
 			"tls.key",
 		],
 		[
 			...["that is no CA", "serving-signer (not a CA)"],
 			async () =>
-				(await api.get("Secret", "signers-server-cert")).data["tls.crt"],
+				(await on.api.get("Secret", "signers-server-cert")).data["tls.crt"],
 			"tls.crt",
 		],
 	] as [string, string, () => Promise<string>, string][])(
 		"%s is replaced, because: %s",
 		async (_, reason, value, key) => {
-			const before = await material(api, "signers");
+			const before = await material(on.api, "signers");
 			const junk = await value();
-			const issued = await api.issuedBy("signers", () =>
+			const issued = await on.api.issuedBy("signers", () =>
 				replace("secret", "signers-serving-signer", `/data/${key}`, junk),
 			);
 			expect(issued).toStartWith(reason);
 			expect(issued).toEndWith("; server (signer replaced)");
-			const now = await material(api, "signers");
+			const now = await material(on.api, "signers");
 			expect(valid(now)).toEqual(["OK", "OK"]);
 			const { clientCA, client, clientKey } = before;
 			expect(now).toMatchObject({ clientCA, client, clientKey });
@@ -381,14 +356,14 @@ describe("a signer", () => {
 		["with a junk cross-certificate", "cross.crt", "anVuaw=="],
 		["with one more key", "more", "anVuaw=="],
 	])("%s is repaired, and nothing is issued", async (_, key, value) => {
-		const before = await api.get("Secret", "signers-client-signer");
+		const before = await on.api.get("Secret", "signers-client-signer");
 		await own(
 			...["patch", "secret", "signers-client-signer"],
 			...json({ op: "add", path: `/data/${key}`, value }),
 		);
 		await until(
 			async () => {
-				const { metadata, data } = await api.get(
+				const { metadata, data } = await on.api.get(
 					"Secret",
 					"signers-client-signer",
 				);
@@ -403,7 +378,7 @@ describe("a signer", () => {
 	});
 
 	test("was issued and replaced once each time, without a warning to anybody", async () => {
-		const events = await eventsOf(cluster, "signers");
+		const events = await eventsOf(on.cluster, "signers");
 		expect(events.map((event) => event.split(":")[0])).toEqual(
 			Array(6).fill("Normal CertificatesIssued"),
 		);

@@ -1,45 +1,23 @@
 /** What others may do around an EtcdStorage: foreign objects, bad core credentials, edits by hand. Against a real API server. */
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+
+import { beforeAll, describe, expect, test } from "bun:test";
 import { createPublicKey, X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import {
-	base64,
-	type Client,
-	client,
-	type Material,
-	material,
-	opensslVerify,
-} from "./client.ts";
+import { base64, type Material, material, opensslVerify } from "./client.ts";
 import { Authority } from "./cluster/certificates.ts";
 import {
 	apiServerNamespace,
-	type Cluster,
-	type Controller,
 	etcdStorage,
 	type Json,
 	NAMESPACE,
-	startCluster,
-	startController,
 	until,
 } from "./harness.ts";
+import { stage } from "./stage.ts";
 
-let cluster: Cluster;
-let controller: Controller;
-let api: Client;
+const on = stage();
 
-beforeAll(async () => {
-	cluster = await startCluster();
-	controller = await startController(cluster);
-	api = client(cluster);
-}, 120_000);
-
-afterAll(async () => {
-	await controller?.stop();
-	await cluster?.stop();
-}, 30_000);
-
-const kubectl = (...args: string[]) => cluster.kubectl(args);
+const kubectl = (...args: string[]) => on.cluster.kubectl(args);
 const own = (...args: string[]) => kubectl("-n", NAMESPACE, ...args);
 const merge = (kind: string, name: string, patch: object, ...more: string[]) =>
 	own(
@@ -54,8 +32,8 @@ const edited = ["edited-1", "edited-2", "edited-3"];
 let unedited: Material[];
 let editedAt: number;
 beforeAll(async () => {
-	await Promise.all(edited.map((name) => api.tenant(name)));
-	unedited = await Promise.all(edited.map((name) => material(api, name)));
+	await Promise.all(edited.map((name) => on.api.tenant(name)));
+	unedited = await Promise.all(edited.map((name) => material(on.api, name)));
 	const edit = (name: string, kind: string, object: string, patch: object) =>
 		kubectl(
 			...["-n", `k8s-${name}`, "patch", kind, object],
@@ -104,41 +82,45 @@ describe.concurrent("an object of somebody else with a name of ours", () => {
 				...{ apiVersion: "v1", kind, ...foreign[kind] },
 				metadata: { name: object, namespace: NAMESPACE },
 			};
-			await cluster.kubectl(["create", "-f", "-"], JSON.stringify(theirs));
-			const before = await api.get(kind, object);
-			await cluster.apply(
+			await on.cluster.kubectl(["create", "-f", "-"], JSON.stringify(theirs));
+			const before = await on.api.get(kind, object);
+			await on.cluster.apply(
 				...apiServerNamespace(`k8s-${name}`),
 				etcdStorage(name, `k8s-${name}`),
 			);
-			const message = await api.condition(name, type, /^False NameTaken: /);
+			const message = await on.api.condition(name, type, /^False NameTaken: /);
 			expect(message).toContain(
 				`${kind} ${NAMESPACE}/${object} is there but does not belong to EtcdStorage ${name}`,
 			);
-			expect(await api.condition(name, "Ready", /./)).toBe(message);
-			expect(await api.get(kind, object)).toEqual(before);
+			expect(await on.api.condition(name, "Ready", /./)).toBe(message);
+			expect(await on.api.get(kind, object)).toEqual(before);
 			await kubectl(...advice(message));
-			await api.condition(name, "CertificatesReady", /^True /, 2_000);
-			await api.condition(name, "Deployed", /^False DeploymentNotAvailable/);
+			await on.api.condition(name, "CertificatesReady", /^True /, 2_000);
+			await on.api.condition(name, "Deployed", /^False DeploymentNotAvailable/);
 		},
 		30_000,
 	);
 
 	test("that is a signer signs nothing", async () => {
-		await api.tenant("source");
-		const { data, type } = await api.get("Secret", "source-client-signer");
+		await on.api.tenant("source");
+		const { data, type } = await on.api.get("Secret", "source-client-signer");
 		const planted = {
 			...{ apiVersion: "v1", kind: "Secret", type, data },
 			metadata: { name: "planted-client-signer", namespace: NAMESPACE },
 		};
-		await cluster.kubectl(["create", "-f", "-"], JSON.stringify(planted));
-		await cluster.apply(
+		await on.cluster.kubectl(["create", "-f", "-"], JSON.stringify(planted));
+		await on.cluster.apply(
 			...apiServerNamespace("k8s-planted"),
 			etcdStorage("planted", "k8s-planted"),
 		);
-		await api.condition("planted", "CertificatesReady", /^False NameTaken: /);
-		const { client, server } = await material(api, "planted");
+		await on.api.condition(
+			"planted",
+			"CertificatesReady",
+			/^False NameTaken: /,
+		);
+		const { client, server } = await material(on.api, "planted");
 		expect({ client, server }).toEqual({ client: "", server: "" });
-		expect((await api.get("Secret", "planted-client-signer")).data).toEqual(
+		expect((await on.api.get("Secret", "planted-client-signer")).data).toEqual(
 			data,
 		);
 	}, 20_000);
@@ -147,15 +129,19 @@ describe.concurrent("an object of somebody else with a name of ours", () => {
 describe("the core etcd's credentials", () => {
 	let authority: Authority;
 	beforeAll(async () => {
-		authority = await Authority.create(join(cluster.dir, "core"), "core-ca");
-		await api.tenant("core");
-		await api.condition("core", "Deployed", /^False DeploymentNotAvailable: /);
+		authority = await Authority.create(join(on.cluster.dir, "core"), "core-ca");
+		await on.api.tenant("core");
+		await on.api.condition(
+			"core",
+			"Deployed",
+			/^False DeploymentNotAvailable: /,
+		);
 	}, 30_000);
 	const MAP = "etcd-coreserving-ca";
 	const SECRET = "etcd-coreserving-cert";
 	/** As it was, in one go: a state in between would be another one to tell of. */
 	const put = (...objects: Json[]) =>
-		cluster.apply(
+		on.cluster.apply(
 			...objects.map(({ kind, type, data, metadata: { name, namespace } }) => ({
 				...{ apiVersion: "v1", kind, ...(type && { type }), data },
 				metadata: { name, namespace },
@@ -237,43 +223,56 @@ describe("the core etcd's credentials", () => {
 	] as [string, string, () => Promise<unknown>, string][])(
 		"(%s: %s) are named before pods crash over them and roll no pods, and all is as before once they are good",
 		async (_, reason, spoil, words) => {
-			const before = await api.get("Deployment", "etcd-core");
-			const ca = await api.get("ConfigMap", MAP);
-			const cert = await api.get("Secret", SECRET);
+			const before = await on.api.get("Deployment", "etcd-core");
+			const ca = await on.api.get("ConfigMap", MAP);
+			const cert = await on.api.get("Secret", SECRET);
 			try {
 				await spoil();
 				const named = new RegExp(`^False ${reason}: `);
-				const message = await api.condition("core", "Deployed", named);
+				const message = await on.api.condition("core", "Deployed", named);
 				expect(message).toContain(words);
-				const meanwhile = await api.get("Deployment", "etcd-core");
+				const meanwhile = await on.api.get("Deployment", "etcd-core");
 				expect(meanwhile.spec).toEqual(before.spec);
 			} finally {
 				await put(ca, cert);
 			}
-			await api.condition("core", "Deployed", /^False DeploymentNotAv/, 3_000);
-			const { spec } = await api.get("Deployment", "etcd-core");
+			await on.api.condition(
+				"core",
+				"Deployed",
+				/^False DeploymentNotAv/,
+				3_000,
+			);
+			const { spec } = await on.api.get("Deployment", "etcd-core");
 			expect(spec).toEqual(before.spec);
 		},
 		30_000,
 	);
 
 	test("that are bad keep no certificate from being issued, but pods from being made until they are good", async () => {
-		const cert = await api.get("Secret", SECRET);
+		const cert = await on.api.get("Secret", SECRET);
 		await own("delete", "secret", SECRET);
-		await api.condition("core", "Deployed", /^False CoreCredentialsMissing: /);
-		await api.tenant("late");
-		await api.condition("late", "Deployed", /^False CoreCredentialsMissing: /);
-		expect(await api.get("Deployment", "etcd-late")).toBeUndefined();
-		expect(await api.get("Deployment", "etcd-core")).toBeDefined();
+		await on.api.condition(
+			"core",
+			"Deployed",
+			/^False CoreCredentialsMissing: /,
+		);
+		await on.api.tenant("late");
+		await on.api.condition(
+			"late",
+			"Deployed",
+			/^False CoreCredentialsMissing: /,
+		);
+		expect(await on.api.get("Deployment", "etcd-late")).toBeUndefined();
+		expect(await on.api.get("Deployment", "etcd-core")).toBeDefined();
 		await put(cert);
-		await api.condition("late", "Deployed", /^False DeploymentNotAv/, 3_000);
-		expect(await api.get("Deployment", "etcd-late")).toBeDefined();
+		await on.api.condition("late", "Deployed", /^False DeploymentNotAv/, 3_000);
+		expect(await on.api.get("Deployment", "etcd-late")).toBeDefined();
 	}, 30_000);
 
 	test("with another CA roll the pods, which read it only once", async () => {
-		const ca = await api.get("ConfigMap", MAP);
+		const ca = await on.api.get("ConfigMap", MAP);
 		const hash = async () =>
-			(await api.get("Deployment", "etcd-core")).spec.template.metadata
+			(await on.api.get("Deployment", "etcd-core")).spec.template.metadata
 				.annotations["etcd.xmudrii.com/core-ca-sha256"];
 		const before = await hash();
 		const both = ca.data["ca.crt"] + readFileSync(authority.certFile, "utf8");
@@ -288,15 +287,15 @@ describe("the core etcd's credentials", () => {
 
 	test("are one event each time they are bad", async () => {
 		const failure = /^Warning EtcdStorageDeployFailure: /;
-		expect(await api.events("core", failure, 12)).toHaveLength(12);
+		expect(await on.api.events("core", failure, 12)).toHaveLength(12);
 	});
 });
 
 describe("what somebody edits by hand", () => {
-	beforeAll(() => api.tenant("edited"), 30_000);
+	beforeAll(() => on.api.tenant("edited"), 30_000);
 
 	test("in the status is put right", async () => {
-		const { status } = await api.get("EtcdStorage", "edited");
+		const { status } = await on.api.get("EtcdStorage", "edited");
 		const other = {
 			endpoint: "https://elsewhere:2379",
 			nextExpiry: "never",
@@ -314,7 +313,7 @@ describe("what somebody edits by hand", () => {
 		);
 		const repaired = await until(
 			async () => {
-				const { status: now } = await api.get("EtcdStorage", "edited");
+				const { status: now } = await on.api.get("EtcdStorage", "edited");
 				return now.endpoint === status.endpoint && now;
 			},
 			"the status is as it was",
@@ -330,10 +329,12 @@ describe("what somebody edits by hand", () => {
 	});
 
 	test("in annotations is put right, and no certificate is issued because of it", async () => {
-		const before = await material(api, "edited");
+		const before = await material(on.api, "edited");
 		const key = "etcd.xmudrii.com/certificate-expiry-date";
 		const look = async () =>
-			(await api.get("Secret", "edited-server-cert")).metadata.annotations[key];
+			(await on.api.get("Secret", "edited-server-cert")).metadata.annotations[
+				key
+			];
 		const expiry = await look();
 		await own(
 			...["annotate", "--overwrite", "secret", "edited-server-cert"],
@@ -344,7 +345,7 @@ describe("what somebody edits by hand", () => {
 			"it is put right",
 			2_000,
 		);
-		expect(await material(api, "edited")).toEqual(before);
+		expect(await material(on.api, "edited")).toEqual(before);
 	});
 
 	test("in the finalizers is put right", async () => {
@@ -354,7 +355,7 @@ describe("what somebody edits by hand", () => {
 		);
 		await until(
 			async () =>
-				(await api.get("EtcdStorage", "edited")).metadata.finalizers?.[0] ===
+				(await on.api.get("EtcdStorage", "edited")).metadata.finalizers?.[0] ===
 				"etcd.xmudrii.com/targets",
 			"the finalizer is back",
 			2_000,
@@ -365,9 +366,9 @@ describe("what somebody edits by hand", () => {
 		await until(
 			async () => {
 				const now = await Promise.all(
-					edited.map((name) => material(api, name)),
+					edited.map((name) => material(on.api, name)),
 				);
-				const { metadata } = await api.get(
+				const { metadata } = await on.api.get(
 					"ConfigMap",
 					"etcd-serving-ca",
 					"k8s-edited-3",

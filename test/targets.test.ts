@@ -1,55 +1,33 @@
 /** The objects in foreign namespaces, as they come: missing, forbidden, immutable, taken, edited. Against a real API server. */
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+
+import { describe, expect, test } from "bun:test";
 import { X509Certificate } from "node:crypto";
 import type { EtcdStorage } from "../etcdstorage.ts";
-import {
-	base64,
-	type Client,
-	client,
-	material,
-	opensslVerify,
-	secretText,
-} from "./client.ts";
+import { base64, material, opensslVerify, secretText } from "./client.ts";
 import {
 	apiServerNamespace,
-	type Cluster,
-	type Controller,
 	etcdStorage,
 	type Json,
 	NAMESPACE,
-	startCluster,
-	startController,
 	targetRole,
 	until,
 } from "./harness.ts";
+import { stage } from "./stage.ts";
 
-let cluster: Cluster;
-let controller: Controller;
-let api: Client;
-
-beforeAll(async () => {
-	cluster = await startCluster();
-	controller = await startController(cluster);
-	api = client(cluster);
-}, 120_000);
-
-afterAll(async () => {
-	await controller?.stop();
-	await cluster?.stop();
-}, 30_000);
+const on = stage();
 
 /** "In seconds": a broken target is looked at every 5 s. */
 const HEALED = 10_000;
-const kubectl = (...args: string[]) => cluster.kubectl(args);
+const kubectl = (...args: string[]) => on.cluster.kubectl(args);
 const broken = (name: string, reason: string) =>
-	api.condition(
+	on.api.condition(
 		name,
 		"CertificatesReady",
 		new RegExp(`^False ${reason}: `),
 		HEALED,
 	);
 const healed = (name: string) =>
-	api.condition(name, "CertificatesReady", /^True /, HEALED);
+	on.api.condition(name, "CertificatesReady", /^True /, HEALED);
 const change = (name: string, spec: Partial<EtcdStorage["spec"]>) =>
 	kubectl(
 		...["patch", "etcdstorage", name, "--type=merge", "-p"],
@@ -71,8 +49,8 @@ const without = (namespace: string, ...kinds: string[]) =>
 		kinds.includes(object.kind) ? undefined : object,
 	);
 const targets = async (namespace: string) => ({
-	configMap: await api.get("ConfigMap", "etcd-serving-ca", namespace),
-	secret: await api.get("Secret", "etcd-client-cert", namespace),
+	configMap: await on.api.get("ConfigMap", "etcd-serving-ca", namespace),
+	secret: await on.api.get("Secret", "etcd-client-cert", namespace),
 });
 const ours = [
 	"etcdstorage",
@@ -94,7 +72,7 @@ describe.concurrent("a target", () => {
 		async (kind, object, command) => {
 			const name = `missing-${kind.toLowerCase()}`;
 			const namespace = `k8s-${name}`;
-			await cluster.apply(
+			await on.cluster.apply(
 				...without(namespace, kind),
 				etcdStorage(name, namespace),
 			);
@@ -103,13 +81,13 @@ describe.concurrent("a target", () => {
 			expect(message).toContain(
 				`kubectl -n ${namespace} create ${command} ${object}`,
 			);
-			expect(await api.condition(name, "Ready", /./)).toContain(message);
+			expect(await on.api.condition(name, "Ready", /./)).toContain(message);
 			const { configMap, secret } = await targets(namespace);
 			expect(Object.keys((configMap ?? secret).data)).toEqual(
 				configMap ? ["serving-ca.crt"] : ["tls.crt", "tls.key"],
 			);
 			const failure = /^Warning CertificatesDeployFailure: /;
-			expect(await api.events(name, failure, 1)).toEqual([
+			expect(await on.api.events(name, failure, 1)).toEqual([
 				message.replace(
 					"False TargetMissing",
 					"Warning CertificatesDeployFailure",
@@ -118,7 +96,7 @@ describe.concurrent("a target", () => {
 
 			await kubectl(...advice(message));
 			await healed(name);
-			const now = await material(api, name);
+			const now = await material(on.api, name);
 			expect(opensslVerify("sslserver", now.server, now.servingCA)).toBe("OK");
 			expect(opensslVerify("sslclient", now.client, now.clientCA)).toBe("OK");
 		},
@@ -126,18 +104,18 @@ describe.concurrent("a target", () => {
 	);
 
 	test("in a namespace that is missing is filled once it is there", async () => {
-		await cluster.apply(etcdStorage("homeless", "k8s-homeless"));
+		await on.cluster.apply(etcdStorage("homeless", "k8s-homeless"));
 		const message = await broken("homeless", "TargetForbidden");
 		expect(message).toContain("ConfigMap k8s-homeless/etcd-serving-ca");
 		expect(message).toContain("Secret k8s-homeless/etcd-client-cert");
 		expect(message).toContain("kubectl create namespace k8s-homeless");
-		await cluster.apply(...apiServerNamespace("k8s-homeless"));
+		await on.cluster.apply(...apiServerNamespace("k8s-homeless"));
 		await healed("homeless");
 	}, 40_000);
 
 	test("without permission is named with what to grant, step by step", async () => {
 		const namespace = "k8s-forbidden";
-		await cluster.apply(
+		await on.cluster.apply(
 			...without(namespace, "Role", "RoleBinding"),
 			etcdStorage("forbidden", namespace),
 		);
@@ -154,22 +132,22 @@ describe.concurrent("a target", () => {
 			for (const rule of role.rules ?? []) rule.verbs = ["get"];
 			return role;
 		});
-		await cluster.apply(...readOnly);
+		await on.cluster.apply(...readOnly);
 		await until(
 			async () =>
 				(
-					await api.condition("forbidden", "CertificatesReady", /^False/)
+					await on.api.condition("forbidden", "CertificatesReady", /^False/)
 				).includes("cannot patch resource"),
 			"it may read, but not write",
 		);
 		await broken("forbidden", "TargetForbidden");
-		await cluster.apply(...targetRole(namespace));
+		await on.cluster.apply(...targetRole(namespace));
 		await healed("forbidden");
 	}, 60_000);
 
 	test("that is immutable is named with the command that removes it", async () => {
 		const namespace = "k8s-immutable";
-		await cluster.apply(
+		await on.cluster.apply(
 			...prepared(namespace, (object) =>
 				["ConfigMap", "Secret"].includes(object.kind)
 					? { ...object, immutable: true }
@@ -185,13 +163,13 @@ describe.concurrent("a target", () => {
 			expect(message).toContain(`kubectl -n ${namespace} delete ${object}`);
 		await kubectl(...advice(message));
 		await kubectl("-n", namespace, "delete", "secret", "etcd-client-cert");
-		await cluster.apply(...apiServerNamespace(namespace));
+		await on.cluster.apply(...apiServerNamespace(namespace));
 		await healed("immutable");
 	}, 40_000);
 
 	test("that the API server refuses to fill is named with its reason", async () => {
 		const namespace = "k8s-refused";
-		await cluster.apply(
+		await on.cluster.apply(
 			...prepared(namespace, (object) =>
 				object.kind === "ConfigMap"
 					? { ...object, binaryData: { "serving-ca.crt": base64("taken") } }
@@ -207,9 +185,9 @@ describe.concurrent("a target", () => {
 	}, 20_000);
 
 	test("that another EtcdStorage fills is left to it, until that one lets go", async () => {
-		await api.tenant("first");
+		await on.api.tenant("first");
 		const before = await targets("k8s-first");
-		await cluster.apply(etcdStorage("second", "k8s-first"));
+		await on.cluster.apply(etcdStorage("second", "k8s-first"));
 		const message = await broken("second", "TargetTaken");
 		expect(message).toContain(
 			"ConfigMap k8s-first/etcd-serving-ca is filled by EtcdStorage first",
@@ -224,12 +202,12 @@ describe.concurrent("a target", () => {
 		expect(
 			new X509Certificate(secretText(secret, "tls.crt")).subject,
 		).toContain("CN=second");
-		const first: EtcdStorage = await api.get("EtcdStorage", "first");
+		const first: EtcdStorage = await on.api.get("EtcdStorage", "first");
 		expect(first.status?.targets).toBeUndefined();
 	}, 40_000);
 
 	test("that two name at the same moment is filled by one of them", async () => {
-		await cluster.apply(
+		await on.cluster.apply(
 			...apiServerNamespace("k8s-race"),
 			etcdStorage("race-a", "k8s-race"),
 			etcdStorage("race-b", "k8s-race"),
@@ -254,7 +232,7 @@ describe.concurrent("a target", () => {
 	}, 40_000);
 
 	test("that is the controller's own object is not overwritten", async () => {
-		await api.tenant("victim");
+		await on.api.tenant("victim");
 		const mine: [string, string][] = [
 			["ConfigMap", "victim-ca-cert"],
 			["ConfigMap", "etcd-coreserving-ca"],
@@ -267,14 +245,14 @@ describe.concurrent("a target", () => {
 			Promise.all(
 				mine
 					.filter(([, name]) => !name.startsWith("greedy"))
-					.map(([kind, name]) => api.get(kind as "Secret", name)),
+					.map(([kind, name]) => on.api.get(kind as "Secret", name)),
 			);
 		const before = await look();
 		const named = (wanted: string) =>
 			mine
 				.filter(([kind]) => kind === wanted)
 				.map(([, name]) => ({ name, namespace: NAMESPACE }));
-		await cluster.apply(
+		await on.cluster.apply(
 			etcdStorage("greedy", NAMESPACE, {
 				caCertConfigMap: named("ConfigMap"),
 				clientCertSecret: named("Secret"),
@@ -296,7 +274,7 @@ describe.concurrent("a target", () => {
 			labels: { theirs: "label" },
 			annotations: { theirs: "annotation" },
 		});
-		await cluster.apply(
+		await on.cluster.apply(
 			...prepared(namespace, (object) => {
 				if (object.kind === "ConfigMap")
 					return {
@@ -325,7 +303,7 @@ describe.concurrent("a target", () => {
 		}
 		expect(configMap.data.theirs).toBe("data");
 		expect(secretText(secret, "theirs")).toBe("data");
-		const now = await material(api, "foreign");
+		const now = await material(on.api, "foreign");
 		expect(opensslVerify("sslclient", now.client, now.clientCA)).toBe("OK");
 	}, 20_000);
 
@@ -339,8 +317,8 @@ describe.concurrent("a target", () => {
 				...{ name: "etcd-client-cert", namespace },
 			})),
 		});
-		await cluster.apply(...apiServerNamespace("k8s-moving-2"));
-		await api.tenant("moving");
+		await on.cluster.apply(...apiServerNamespace("k8s-moving-2"));
+		await on.api.tenant("moving");
 		for (const [kind, name, data] of [
 			["configmap", "etcd-serving-ca", "data"],
 			["secret", "etcd-client-cert", base64("data")],
@@ -371,7 +349,7 @@ describe.concurrent("a target", () => {
 		expect(configMap.metadata.annotations).toHaveProperty("theirs");
 		expect([configMap, secret].flatMap(annotationsOfOurs)).toEqual([]);
 		expect(await targets("k8s-moving-2")).toEqual(second);
-		const storage: EtcdStorage = await api.get("EtcdStorage", "moving");
+		const storage: EtcdStorage = await on.api.get("EtcdStorage", "moving");
 		expect(storage.status?.targets?.map(({ namespace }) => namespace)).toEqual([
 			...["k8s-moving-2", "k8s-moving-2"],
 		]);
@@ -379,19 +357,19 @@ describe.concurrent("a target", () => {
 		await change("moving", lists("k8s-moving"));
 		await healed("moving");
 		expect((await targets("k8s-moving-2")).secret.data).toBeUndefined();
-		const now = await material(api, "moving");
+		const now = await material(on.api, "moving");
 		expect(opensslVerify("sslclient", now.client, now.clientCA)).toBe("OK");
 	}, 40_000);
 
 	test("that is removed from the spec and cannot be cleaned is an event, and nothing waits for it", async () => {
-		await api.tenant("clinging");
+		await on.api.tenant("clinging");
 		await kubectl(
 			...["-n", "k8s-clinging", "patch", "secret", "etcd-client-cert"],
 			...["--type=merge", "-p", '{"immutable":true}'],
 		);
 		await change("clinging", { clientCertSecret: [] });
 		await healed("clinging");
-		const told = await api.events("clinging", /TargetCleanupFailed/, 1);
+		const told = await on.api.events("clinging", /TargetCleanupFailed/, 1);
 		expect(told).toHaveLength(1);
 		expect(told[0]).toStartWith(
 			"Warning TargetCleanupFailed: what was written into Secret k8s-clinging/etcd-client-cert could not be taken back; where it still is, remove it by hand: ",

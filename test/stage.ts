@@ -1,0 +1,34 @@
+/** What a test file plays on: one real API server and one controller, from its first test to its last. */
+import { afterAll, beforeAll } from "bun:test";
+import { type Client, client } from "./client.ts";
+import {
+	type Cluster,
+	type Controller,
+	startCluster,
+	startController,
+} from "./harness.ts";
+
+export interface Stage {
+	cluster: Cluster;
+	controller: Controller;
+	api: Client;
+}
+
+/**
+ * To be called at the top of a test file; filled before its first test.
+ * @param prepare runs on the cluster before the controller starts
+ */
+export function stage(prepare?: (cluster: Cluster) => Promise<void>): Stage {
+	const on = {} as Stage;
+	beforeAll(async () => {
+		on.cluster = await startCluster();
+		await prepare?.(on.cluster);
+		on.controller = await startController(on.cluster);
+		on.api = client(on.cluster);
+	}, 120_000);
+	afterAll(async () => {
+		await on.controller?.stop();
+		await on.cluster?.stop();
+	}, 30_000);
+	return on;
+}
