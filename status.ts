@@ -56,9 +56,7 @@ export function status(
 	const generation = storage.metadata.generation ?? 0;
 	const condition = (
 		type: Condition["type"],
-		ok: boolean,
-		reason: string,
-		message: string,
+		...[ok, reason, message]: Verdict
 	): Condition => {
 		const value = ok ? "True" : "False";
 		const old = before.find((one) => one.type === type);
@@ -75,36 +73,21 @@ export function status(
 		};
 	};
 
-	const deployed = deployedCondition(storage, namespace, outcome);
 	const certificates = certificatesCondition(outcome);
+	const deployed = deployedCondition(storage, namespace, outcome);
+	const serving: Verdict = [
+		true,
+		"Ready",
+		`serving ${endpoint(storage, namespace)}`,
+	];
+	const ready = [certificates, deployed].find(([ok]) => !ok) ?? serving;
 	const conditions = [
 		condition("CertificatesReady", ...certificates),
 		condition("Deployed", ...deployed),
-		condition(
-			"Ready",
-			...((certificates[0]
-				? deployed[0]
-					? [true, "Ready", `serving ${endpoint(storage, namespace)}`]
-					: deployed
-				: certificates) as [boolean, string, string]),
-		),
+		condition("Ready", ...ready),
 	];
 	if ("warnings" in spec)
-		conditions.push(
-			spec.warnings.length > 0
-				? condition(
-						"ValidityWarning",
-						true,
-						"NotAsWritten",
-						`${spec.warnings.join(". ")}.`,
-					)
-				: condition(
-						"ValidityWarning",
-						false,
-						"AsWritten",
-						"certificates are issued with the validities of the spec",
-					),
-		);
+		conditions.push(condition("ValidityWarning", ...validityWarning(spec)));
 
 	const list: CertificateStatus[] = outcome.certificates.map((one) => ({
 		name: one.id,
@@ -130,40 +113,49 @@ const isDate = (text: unknown) =>
 export const endpoint = (storage: EtcdStorage, namespace: string) =>
 	`https://etcd-${storage.metadata.name}.${namespace}.svc:2379`;
 
-function certificatesCondition(outcome: Outcome): [boolean, string, string] {
+/** Status, reason and message of a condition. */
+type Verdict = [ok: boolean, reason: string, message: string];
+
+const validityWarning = ({ warnings }: Spec): Verdict =>
+	warnings.length > 0
+		? [true, "NotAsWritten", `${warnings.join(". ")}.`]
+		: [
+				false,
+				"AsWritten",
+				"certificates are issued with the validities of the spec",
+			];
+
+/** A condition is False for the first of its problems, and tells of all. */
+function trouble(
+	outcome: Outcome,
+	condition: Problem["condition"],
+): Verdict | undefined {
 	const problems = outcome.problems.filter(
-		(one) => one.condition === "CertificatesReady",
+		(one) => one.condition === condition,
 	);
-	const [first] = problems;
-	if (first)
-		return [
-			false,
-			first.reason,
-			problems.map((one) => one.message).join(" | "),
-		];
-	return [
-		true,
-		"CertificatesIssued",
-		`${outcome.certificates.length} certificates are valid and delivered`,
-	];
+	const messages = problems.map((one) => one.message).join(" | ");
+	return problems[0] && [false, problems[0].reason, messages];
+}
+
+function certificatesCondition(outcome: Outcome): Verdict {
+	const message = `${outcome.certificates.length} certificates are valid and delivered`;
+	return (
+		trouble(outcome, "CertificatesReady") ?? [
+			true,
+			"CertificatesIssued",
+			message,
+		]
+	);
 }
 
 function deployedCondition(
-	storage: EtcdStorage,
+	{ metadata: { name } }: EtcdStorage,
 	namespace: string,
 	outcome: Outcome,
-): [boolean, string, string] {
-	const problems = outcome.problems.filter(
-		(one) => one.condition === "Deployed",
-	);
-	const [first] = problems;
-	if (first)
-		return [
-			false,
-			first.reason,
-			problems.map((one) => one.message).join(" | "),
-		];
-	const name = storage.metadata.name;
+): Verdict {
+	const problem = trouble(outcome, "Deployed");
+	if (problem) return problem;
+	const object = `${namespace}/etcd-${name}`;
 	const { available, ready, wanted } = outcome.availability ?? {
 		available: false,
 		ready: 0,
@@ -173,12 +165,12 @@ function deployedCondition(
 		return [
 			true,
 			"Deployed",
-			`Deployment ${namespace}/etcd-${name} is available and Service ${namespace}/etcd-${name} is there`,
+			`Deployment ${object} is available and Service ${object} is there`,
 		];
 	return [
 		false,
 		"DeploymentNotAvailable",
-		`Deployment ${namespace}/etcd-${name} has ${ready} of ${wanted} replicas ready; see: kubectl -n ${namespace} describe pods -l apiserver=${name}`,
+		`Deployment ${object} has ${ready} of ${wanted} replicas ready; see: kubectl -n ${namespace} describe pods -l apiserver=${name}`,
 	];
 }
 
