@@ -9,6 +9,8 @@ import {
 
 const root = resolve(import.meta.dir, "..");
 export const NAMESPACE = "kube-apiserver-storage";
+/** How long a test file's preparations may take: the first of all builds Kubernetes, unless `npm test` has done so. */
+export const FIRST_BUILD = 30 * 60_000;
 
 export interface Cluster extends ControlPlane {
 	/** kubectl apply of one or more objects. */

@@ -18,6 +18,7 @@ import {
 	type certificateUser,
 	startControlPlane,
 } from "./cluster/controlplane.ts";
+import { FIRST_BUILD } from "./harness.ts";
 
 interface ConfigMap extends KubeObject {
 	data?: Record<string, string>;
@@ -53,7 +54,7 @@ beforeAll(async () => {
 	authority = await Authority.create(join(dir, "ca"), "another-ca");
 	cluster = await startControlPlane();
 	kube = client(cluster.kubeconfig);
-}, 600_000);
+}, FIRST_BUILD);
 
 afterAll(async () => {
 	for (const end of cleanup) await end();

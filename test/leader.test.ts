@@ -10,6 +10,7 @@ import { audited, type Identity, identity, isWrite } from "./audit.ts";
 import {
 	type Cluster,
 	type Controller,
+	FIRST_BUILD,
 	startCluster,
 	startController,
 	until,
@@ -28,7 +29,7 @@ const cleanup: (() => unknown)[] = [];
 
 beforeAll(async () => {
 	cluster = await startCluster();
-}, 600_000);
+}, FIRST_BUILD);
 
 afterAll(async () => {
 	for (const end of cleanup.reverse()) await end();

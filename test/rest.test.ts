@@ -20,6 +20,7 @@ import {
 	type Cluster,
 	type Controller,
 	type ControllerOptions,
+	FIRST_BUILD,
 	NAMESPACE,
 	startCluster,
 	startController,
@@ -77,7 +78,7 @@ beforeAll(async () => {
 	await resting.atRest();
 	versionsAtRest = await versions();
 	restingSince = Date.now();
-}, 600_000);
+}, FIRST_BUILD);
 
 /** The resourceVersion of every object and every EtcdStorage. */
 async function versions(): Promise<Map<string, string>> {

@@ -4,6 +4,7 @@ import { type Client, client } from "./client.ts";
 import {
 	type Cluster,
 	type Controller,
+	FIRST_BUILD,
 	startCluster,
 	startController,
 } from "./harness.ts";
@@ -25,7 +26,7 @@ export function stage(prepare?: (cluster: Cluster) => Promise<void>): Stage {
 		await prepare?.(on.cluster);
 		on.controller = await startController(on.cluster);
 		on.api = client(on.cluster);
-	}, 120_000);
+	}, FIRST_BUILD);
 	afterAll(async () => {
 		await on.controller?.stop();
 		await on.cluster?.stop();

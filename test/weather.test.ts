@@ -11,7 +11,13 @@ import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { EtcdStorage } from "../etcdstorage.ts";
-import { type Cluster, NAMESPACE, startCluster, until } from "./harness.ts";
+import {
+	type Cluster,
+	FIRST_BUILD,
+	NAMESPACE,
+	startCluster,
+	until,
+} from "./harness.ts";
 import { Observatory, type Observed } from "./observed.ts";
 import {
 	expectChains,
@@ -39,7 +45,7 @@ beforeAll(async () => {
 		apiServerFlags: ["--watch-cache-sizes=secrets#0"],
 	});
 	observatory = new Observatory(cluster);
-}, 600_000);
+}, FIRST_BUILD);
 
 // A controller that a failed test leaves behind would work in the next one.
 afterEach(() => observatory.end(), 30_000);

@@ -7,7 +7,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import type { EtcdStorage } from "../../etcdstorage.ts";
-import { etcdStorage, type Json, until } from "../harness.ts";
+import { etcdStorage, FIRST_BUILD, type Json, until } from "../harness.ts";
 import { type Demo, etcdctl, runDemo, tenantClient, waitFor } from "./demo.ts";
 import { sharedLibraries } from "./images.ts";
 import { type Cluster, startCluster } from "./node.ts";
@@ -50,7 +50,7 @@ describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 		cluster = await startCluster(log);
 		// The 2018 example manifest, unchanged, up to a Flunder that is read back and nobody else can see.
 		demo = await runDemo(cluster, log);
-	}, 30 * MINUTE);
+	}, FIRST_BUILD);
 	// Where a test ended badly; after the last one there is nothing left to stop.
 	afterAll(() => cluster?.stop(), MINUTE);
 
