@@ -272,11 +272,11 @@ class Visit {
 				material.signers[domain],
 			);
 			const observed = this.#signerSecrets.get(domain);
-			if (!observed) {
-				owned.Secret.wrote(await kube.create<Data>(desired));
-				this.#wrote(desired, "created");
-				return true;
-			}
+			if (!observed)
+				return this.#attempt("CertificatesReady", async () => {
+					owned.Secret.wrote(await kube.create<Data>(desired));
+					this.#wrote(desired, "created");
+				});
 			const { resourceVersion } = observed.metadata;
 			if (resourceVersion) desired.metadata.resourceVersion = resourceVersion;
 			return this.#ensure("CertificatesReady", desired);
@@ -315,7 +315,7 @@ class Visit {
 		const managedFields = live && takeOver(live.metadata.managedFields);
 		if (live && !managedFields && isSubset(withoutVersion(desired), live))
 			return true;
-		try {
+		return this.#attempt(condition, async () => {
 			if (live && managedFields) {
 				const { resourceVersion } = live.metadata;
 				const { metadata } = await kube.patch<KubeObject>(
@@ -351,6 +351,16 @@ class Visit {
 				);
 			cache.wrote(await kube.apply(desired));
 			this.#wrote(desired, live ? "configured" : "created");
+		});
+	}
+
+	/** What the API server refuses is a problem, and tried again. @returns whether it was written */
+	async #attempt(
+		condition: Problem["condition"],
+		write: () => Promise<void>,
+	): Promise<boolean> {
+		try {
+			await write();
 			return true;
 		} catch (error) {
 			if (!isAnswer(error)) throw error;

@@ -393,3 +393,19 @@ describe("what somebody edits by hand", () => {
 		);
 	}, 60_000);
 });
+
+test("rights that are taken away are a condition that says which, and given back heal by themselves", async () => {
+	const name = "rightless";
+	await on.api.tenant(name);
+	const binding = "etcdproxy-controller-rolebinding";
+	const saved = await own("get", "rolebinding", binding, "-o", "yaml");
+	await own("delete", "rolebinding", binding);
+	await own("delete", "secret", `${name}-client-signer`);
+	await on.api.condition(
+		name,
+		"CertificatesReady",
+		/^False FailedDeploying: create Secret kube-apiserver-storage\/rightless-client-signer: Forbidden/,
+	);
+	await on.cluster.kubectl(["apply", "-f", "-"], saved);
+	await on.api.condition(name, "CertificatesReady", /^True/, 40_000);
+}, 70_000);

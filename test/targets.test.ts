@@ -7,6 +7,7 @@ import { base64, material, opensslVerify, secretText } from "./client.ts";
 import {
 	apiServerNamespace,
 	etcdStorage,
+	eventsOf,
 	type Json,
 	NAMESPACE,
 	targetRole,
@@ -161,6 +162,16 @@ describe.concurrent("a target", () => {
 			"secret etcd-client-cert",
 		])
 			expect(message).toContain(`kubectl -n ${namespace} delete ${object}`);
+		// It is tried again every 5 s; a certificate that was never delivered was not issued, and no event tells of it.
+		const before = await eventsOf(on.cluster, "immutable");
+		expect(before.join()).not.toContain("client/k8s-immutable");
+		const { certificates } = (await on.api.get("EtcdStorage", "immutable"))
+			.status;
+		expect((certificates as Json[]).map((one) => one.name)).toEqual([
+			"client-signer",
+			"serving-signer",
+			"server",
+		]);
 		await kubectl(...advice(message));
 		await kubectl("-n", namespace, "delete", "secret", "etcd-client-cert");
 		await on.cluster.apply(...apiServerNamespace(namespace));
