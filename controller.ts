@@ -26,7 +26,6 @@ import { elect, type Leadership, REQUEST_TIMEOUT_MS } from "./leader.ts";
 import { type Log, logger } from "./log.ts";
 import {
 	type Data,
-	type Deployment,
 	FIELD_MANAGER,
 	ownerOf,
 	possibleOwners,
@@ -43,8 +42,8 @@ import {
 	status,
 } from "./status.ts";
 import { TargetReader } from "./targets.ts";
-
 import { type Context, visit } from "./visit.ts";
+import type { Deployment } from "./workload.ts";
 
 /** EtcdStorages visited at once: enough to hide the API server's latency, few enough not to crowd it. */
 const CONCURRENCY = 8;

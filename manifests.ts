@@ -9,7 +9,6 @@ import { createHash } from "node:crypto";
 import {
 	API_VERSION,
 	type EtcdStorage,
-	type Spec,
 	type TargetStatus,
 } from "./etcdstorage.ts";
 import type { KubeObject } from "./kube.ts";
@@ -22,8 +21,6 @@ export const FILLED_BY = "etcd.xmudrii.com/etcdstorage";
 const EXPIRY = "etcd.xmudrii.com/certificate-expiry-date";
 const SIGNED_BY = "etcd.xmudrii.com/certificate-signed-by";
 const CA_HASH = "etcd.xmudrii.com/ca-bundle-sha256";
-const CLIENT_CA_HASH = "etcd.xmudrii.com/client-ca-sha256";
-const CORE_CA_HASH = "etcd.xmudrii.com/core-ca-sha256";
 
 /** What does not change between EtcdStorages. */
 export interface Environment {
@@ -58,7 +55,8 @@ export interface Data extends KubeObject {
 	immutable?: boolean;
 }
 
-const hash = (text: string) =>
+/** Enough of SHA-256 to tell two bundles apart. */
+export const hash = (text: string) =>
 	createHash("sha256").update(text).digest("hex").slice(0, 16);
 const base64 = (text: string) => Buffer.from(text).toString("base64");
 /** A Secret's value as text; undefined when the key is absent. */
@@ -86,7 +84,8 @@ export function possibleOwners(objectName: string): string[] {
 	return [found?.[1], other?.[1]].filter((name) => name !== undefined);
 }
 
-function owned(
+/** The frame of an object in the controller's namespace, which goes with its EtcdStorage. */
+export function owned(
 	storage: EtcdStorage,
 	environment: Environment,
 	apiVersion: string,
@@ -269,177 +268,6 @@ export const emptyTarget = (target: TargetStatus): Data => ({
 	kind: target.kind,
 	metadata: { name: target.name, namespace: target.namespace },
 });
-
-export interface Deployment extends KubeObject {
-	spec?: {
-		replicas?: number;
-		template?: { metadata?: { annotations?: Record<string, string> } };
-	};
-	status?: {
-		readyReplicas?: number;
-		conditions?: { type: string; status: string }[];
-	};
-}
-
-/**
- * Service and Deployment. The label `apiserver` and the selector are the 2018 controller's, whose Deployments are taken over in place.
- * @param running while the core's CA is bad: the Deployment, whose pods run with a good one and are not rolled
- */
-export function workload(
-	storage: EtcdStorage,
-	environment: Environment,
-	spec: Spec,
-	material: Material,
-	running?: Deployment,
-): KubeObject[] {
-	const labels = { apiserver: spec.name };
-	const name = names.workload(spec.name);
-	const { annotations } = running?.spec?.template?.metadata ?? {};
-	return [
-		{
-			...owned(storage, environment, "v1", "Service", name),
-			spec: {
-				selector: labels,
-				ports: [{ name: "etcd", port: 2379, targetPort: 2379 }],
-			},
-		} as KubeObject,
-		{
-			...owned(storage, environment, "apps/v1", "Deployment", name),
-			spec: {
-				replicas: spec.replicas,
-				selector: { matchLabels: labels },
-				// Never fewer proxies than asked for, also while they are replaced.
-				strategy: { rollingUpdate: { maxUnavailable: 0, maxSurge: 1 } },
-				template: {
-					metadata: {
-						labels,
-						annotations: {
-							// etcd reads CA files once, at start (https://github.com/etcd-io/etcd/issues/11555):
-							// another CA rolls the pods.
-							[CLIENT_CA_HASH]: hash(material.signers.client.bundle),
-							[CORE_CA_HASH]:
-								annotations?.[CORE_CA_HASH] ?? hash(material.coreCA),
-						},
-					},
-					spec: podSpec(environment, spec),
-				},
-			},
-		} as KubeObject,
-	];
-}
-
-function podSpec(environment: Environment, spec: Spec) {
-	const mounts = {
-		"core-ca": {
-			path: "/etc/coreetcd-certs/ca",
-			source: { configMap: { name: environment.coreCAConfigMap } },
-		},
-		"core-client": {
-			path: "/etc/coreetcd-certs/client",
-			source: { secret: { secretName: environment.coreCertsSecret } },
-		},
-		"client-ca": {
-			path: "/etc/etcdproxy-certs/ca",
-			source: { configMap: { name: names.clientCA(spec.name) } },
-		},
-		server: {
-			path: "/etc/etcdproxy-certs/server",
-			source: { secret: { secretName: names.serverCert(spec.name) } },
-		},
-	};
-	return {
-		serviceAccountName: "etcdproxy-sa",
-		automountServiceAccountToken: false,
-		enableServiceLinks: false,
-		// Pod Security Standards, level restricted: https://kubernetes.io/docs/concepts/security/pod-security-standards/
-		securityContext: {
-			runAsNonRoot: true,
-			runAsUser: 65532,
-			runAsGroup: 65532,
-			fsGroup: 65532,
-			seccompProfile: { type: "RuntimeDefault" },
-		},
-		topologySpreadConstraints: [
-			{
-				maxSkew: 1,
-				topologyKey: "kubernetes.io/hostname",
-				whenUnsatisfiable: "ScheduleAnyway",
-				labelSelector: { matchLabels: { apiserver: spec.name } },
-			},
-		],
-		containers: [
-			{
-				name: "etcdproxy",
-				image: environment.proxyImage,
-				command: ["/usr/local/bin/etcd", "grpc-proxy", "start"],
-				args: [
-					`--endpoints=${environment.coreUrls.join(",")}`,
-					`--namespace=/${spec.name}/`,
-					"--listen-addr=0.0.0.0:2379",
-					"--metrics-addr=http://0.0.0.0:2381",
-					// Set, it makes the proxy dial itself and wait (etcd 3.5.28 to 3.5.33, 3.6.9 to 3.6.14).
-					"--advertise-client-url=",
-					// Off by default: a core that went away silently would be noticed after 15 minutes.
-					"--dial-keepalive-time=10s",
-					"--cacert=/etc/coreetcd-certs/ca/ca.crt",
-					"--cert=/etc/coreetcd-certs/client/tls.crt",
-					"--key=/etc/coreetcd-certs/client/tls.key",
-					"--trusted-ca-file=/etc/etcdproxy-certs/ca/client-ca.crt",
-					"--cert-file=/etc/etcdproxy-certs/server/tls.crt",
-					"--key-file=/etc/etcdproxy-certs/server/tls.key",
-				],
-				ports: [
-					{ name: "etcd", containerPort: 2379 },
-					{ name: "metrics", containerPort: 2381 },
-				],
-				// Alive is the process, whatever the core does; ready is a linearizable read through the core.
-				livenessProbe: {
-					httpGet: { path: "/proxy/metrics", port: 2381 },
-					initialDelaySeconds: 10,
-					timeoutSeconds: 5,
-				},
-				readinessProbe: {
-					httpGet: { path: "/health", port: 2381 },
-					periodSeconds: 5,
-					timeoutSeconds: 5,
-				},
-				// Endpoints leave the Service a moment after the pod is told to go.
-				lifecycle: { preStop: { sleep: { seconds: 5 } } },
-				// grpc-proxy keeps up to 2048 answers in its cache; the limit is what keeps the node out of it.
-				resources: {
-					requests: { cpu: "20m", memory: "64Mi" },
-					limits: { memory: "512Mi" },
-				},
-				securityContext: {
-					allowPrivilegeEscalation: false,
-					readOnlyRootFilesystem: true,
-					capabilities: { drop: ["ALL"] },
-				},
-				volumeMounts: Object.entries(mounts).map(([name, { path }]) => ({
-					name,
-					mountPath: path,
-					readOnly: true,
-				})),
-			},
-		],
-		volumes: Object.entries(mounts).map(([name, { source }]) => ({
-			name,
-			...source,
-		})),
-	};
-}
-
-/** What a Deployment says about itself. */
-export function availability(deployment: Deployment | undefined) {
-	return {
-		available:
-			deployment?.status?.conditions?.some(
-				(one) => one.type === "Available" && one.status === "True",
-			) ?? false,
-		ready: deployment?.status?.readyReplicas ?? 0,
-		wanted: deployment?.spec?.replicas ?? 0,
-	};
-}
 
 /**
  * Whether the object, which has the name of one of the EtcdStorage's, belongs to this very EtcdStorage. One without

@@ -112,7 +112,8 @@ export class Transport {
 		const once = call.verb === "create" || call.contentType === JSON_PATCH;
 		for (let tries = 1; ; tries++) {
 			const connection = await this.connect(call);
-			const signals = [AbortSignal.timeout(timeoutMs)];
+			// A session that is closed leaves its requests to wait for their own timeouts.
+			const signals = [AbortSignal.timeout(timeoutMs), connection.lost.signal];
 			if (call.signal) signals.push(call.signal);
 			const signal = AbortSignal.any(signals);
 			try {

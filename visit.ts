@@ -22,11 +22,9 @@ import {
 } from "./etcdstorage.ts";
 import { ApiError, type Kube, type KubeObject } from "./kube.ts";
 import {
-	availability,
 	bundles,
 	certificates,
 	type Data,
-	type Deployment,
 	type Environment,
 	FILLED_BY,
 	isOwnedBy,
@@ -34,7 +32,6 @@ import {
 	type Material,
 	names,
 	signerSecret,
-	workload,
 } from "./manifests.ts";
 import {
 	coreProblem,
@@ -62,6 +59,7 @@ import {
 	TARGET_POLL,
 } from "./status.ts";
 import { type TargetReader, targetKey } from "./targets.ts";
+import { availability, type Deployment, workload } from "./workload.ts";
 
 export interface Context {
 	kube: Kube;

@@ -99,8 +99,12 @@ export const apiServerNamespace = (namespace: string): object[] => [
 	...targetRole(namespace),
 ];
 
-/** Lets the controller's ServiceAccount fill the two targets. */
-export const targetRole = (namespace: string): object[] => [
+/** Lets the controller's ServiceAccount fill these targets, and no others. */
+export const targetRole = (
+	namespace: string,
+	configMaps = ["etcd-serving-ca"],
+	secrets = ["etcd-client-cert"],
+): object[] => [
 	{
 		apiVersion: "rbac.authorization.k8s.io/v1",
 		kind: "Role",
@@ -109,13 +113,13 @@ export const targetRole = (namespace: string): object[] => [
 			{
 				apiGroups: [""],
 				resources: ["configmaps"],
-				resourceNames: ["etcd-serving-ca"],
+				resourceNames: configMaps,
 				verbs: ["get", "update", "patch"],
 			},
 			{
 				apiGroups: [""],
 				resources: ["secrets"],
-				resourceNames: ["etcd-client-cert"],
+				resourceNames: secrets,
 				verbs: ["get", "update", "patch"],
 			},
 		],

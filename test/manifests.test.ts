@@ -11,11 +11,9 @@ import { isSubset, takeOver } from "../drift.ts";
 import { type EtcdStorage, readSpec, type Spec } from "../etcdstorage.ts";
 import type { KubeObject, ManagedFieldsEntry } from "../kube.ts";
 import {
-	availability,
 	bundles,
 	certificates,
 	type Data,
-	type Deployment,
 	type Environment,
 	emptyTarget,
 	FIELD_MANAGER,
@@ -27,10 +25,10 @@ import {
 	possibleOwners,
 	secretText,
 	signerSecret,
-	workload,
 } from "../manifests.ts";
 import type { CertificateFacts } from "../pki.ts";
 import { domains } from "../reconcile.ts";
+import { availability, type Deployment, workload } from "../workload.ts";
 import { etcdStorage } from "./harness.ts";
 
 const environment: Environment = {

@@ -11,9 +11,10 @@ import { join } from "node:path";
 import { Cache } from "../cache.ts";
 import type { EtcdStorage } from "../etcdstorage.ts";
 import { type Kind, Kube, type KubeObject, loadKubeConfig } from "../kube.ts";
-import { type Data, type Deployment, FIELD_MANAGER } from "../manifests.ts";
+import { type Data, FIELD_MANAGER } from "../manifests.ts";
 import { TargetReader } from "../targets.ts";
 import { visit } from "../visit.ts";
+import type { Deployment } from "../workload.ts";
 import { audited, identity, isWrite } from "./audit.ts";
 import { Authority } from "./cluster/certificates.ts";
 import {

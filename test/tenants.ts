@@ -8,6 +8,7 @@ import {
 	etcdStorage,
 	type Json,
 	NAMESPACE,
+	targetRole,
 	until,
 } from "./harness.ts";
 import type { Observatory } from "./observed.ts";
@@ -19,35 +20,7 @@ export const numbered = (prefix: string, count: number): string[] =>
 /** A namespace with a ConfigMap and a Secret for each name, and the right to fill them. */
 export const targets = (namespace: string, names: string[]): object[] => [
 	{ apiVersion: "v1", kind: "Namespace", metadata: { name: namespace } },
-	{
-		apiVersion: "rbac.authorization.k8s.io/v1",
-		kind: "Role",
-		metadata: { name: "etcdproxy-targets", namespace },
-		rules: [
-			{
-				apiGroups: [""],
-				resources: ["configmaps", "secrets"],
-				verbs: ["get", "update", "patch"],
-			},
-		],
-	},
-	{
-		apiVersion: "rbac.authorization.k8s.io/v1",
-		kind: "RoleBinding",
-		metadata: { name: "etcdproxy-targets", namespace },
-		roleRef: {
-			apiGroup: "rbac.authorization.k8s.io",
-			kind: "Role",
-			name: "etcdproxy-targets",
-		},
-		subjects: [
-			{
-				kind: "ServiceAccount",
-				name: "etcdproxy-controller-sa",
-				namespace: NAMESPACE,
-			},
-		],
-	},
+	...targetRole(namespace, names, names),
 	...names.flatMap((name) => [
 		{
 			apiVersion: "v1",

@@ -16,6 +16,7 @@ import {
 	FIRST_BUILD,
 	NAMESPACE,
 	startCluster,
+	targetRole,
 	until,
 } from "./harness.ts";
 import { Observatory, type Observed } from "./observed.ts";
@@ -388,7 +389,10 @@ describe("a controller's clock", () => {
 
 test("what is logged as JSON is one object per line, and the documented metrics exist and move", async () => {
 	const names = ["measured"];
+	// The second has no targets, but the right to look for them: a 404.
+	const both = [...names, "misdirected"];
 	await cluster.apply(...targets("measured", names));
+	await cluster.apply(...targetRole("measured", both, both));
 	const controller = await start({ flags: ["--log-format=json"] });
 	await controller.atRest();
 	const { metric } = controller;
@@ -409,7 +413,7 @@ test("what is logged as JSON is one object per line, and the documented metrics 
 		cpu: await metric("process_cpu_seconds_total"),
 	});
 	const before = await values();
-	await cluster.apply(...storages("measured", [...names, "misdirected"]));
+	await cluster.apply(...storages("measured", both));
 	await settled(cluster, names);
 	await until(async () => (await reconciles("problem")) > 0, "it is counted");
 	controller.relay.cut();

@@ -6,6 +6,7 @@
  *
  *     npm run bench [-- N ...]     default: 1 50 200; then 60 s at rest with the last N
  */
+
 import { readFileSync } from "node:fs";
 import { issue } from "../../certificates.ts";
 import { type EtcdStorage, readSpec, type Spec } from "../../etcdstorage.ts";
@@ -16,9 +17,9 @@ import {
 	FIELD_MANAGER,
 	type Material,
 	signerSecret,
-	workload,
 } from "../../manifests.ts";
 import { decide, domains, type Observed } from "../../reconcile.ts";
+import { workload } from "../../workload.ts";
 import {
 	apiServerNamespace,
 	type Cluster,
