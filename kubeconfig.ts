@@ -68,7 +68,9 @@ function readKubeConfig(file: string): KubeConfig {
 	} catch (error) {
 		// The first line only: the others quote the file, which may hold keys.
 		const [reason] = (error as Error).message.split("\n");
-		throw new Error(`kubeconfig ${file}: ${reason}`);
+		throw new Error(
+			`kubeconfig ${file}: ${reason}; see: kubectl --kubeconfig ${file} config view`,
+		);
 	}
 	return config;
 }
