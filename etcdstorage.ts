@@ -206,6 +206,10 @@ export function readStatus({ status }: EtcdStorage): EtcdStorageStatus {
 	return (sound && status) || {};
 }
 
+/** What goes into an API server's --etcd-servers. @param namespace the controller's */
+export const endpoint = (name: string, namespace: string) =>
+	`https://etcd-${name}.${namespace}.svc:2379`;
+
 /** A DNS subdomain, as the names of Kubernetes objects are. */
 export const isObjectName = (text: unknown, max = 253) =>
 	typeof text === "string" &&

@@ -16,3 +16,11 @@ export function logger(format: "text" | "json"): Log {
 		process.stderr.write(`${line}\n`);
 	};
 }
+
+/** What is expected to fail says so in a sentence; of a bug, which is what JavaScript itself throws, all is shown. */
+export function explain(error: unknown): string {
+	const bugs = [RangeError, ReferenceError, SyntaxError, TypeError, URIError];
+	return error instanceof Error && !bugs.some((bug) => error instanceof bug)
+		? error.message
+		: Bun.inspect(error);
+}

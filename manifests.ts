@@ -28,6 +28,7 @@ export interface Environment {
 	coreUrls: string[];
 	coreCAConfigMap: string;
 	coreCertsSecret: string;
+	/** Its name tells what the proxies run, see workload.ts. */
 	proxyImage: string;
 }
 
@@ -46,7 +47,7 @@ export interface Material {
 	>;
 	/** By id, as in reconcile.ts; `pair.certificate` is the chain to be presented. */
 	leaves: Record<string, { pair: KeyPair; facts: CertificateFacts }>;
-	/** The core's CA bundle, of which the proxies read the file only once. */
+	/** The core's CA bundle, of which etcd's own proxies read the file only once. */
 	coreCA: string;
 }
 

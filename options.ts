@@ -1,6 +1,15 @@
-/** The command line: one table from which the parser, `--help` and the README's reference are made. */
-import { parseArgs } from "node:util";
+/** The controller's command line; the gateway's is in gatewayoptions.ts. */
 import { isObjectName } from "./etcdstorage.ts";
+import {
+	type Flags,
+	helpText,
+	isAddress,
+	isUrl,
+	listOf,
+	parseFlags,
+	UsageError,
+} from "./flags.ts";
+import packageJson from "./package.json" with { type: "json" };
 
 export interface Options {
 	kubeconfig: string;
@@ -14,15 +23,7 @@ export interface Options {
 	"leader-elect": boolean;
 }
 
-interface Flag {
-	short?: string;
-	alias?: string;
-	value?: string;
-	default: string | string[] | boolean;
-	description: string;
-}
-
-export const flags: Record<keyof Options, Flag> = {
+export const flags: Flags<keyof Options> = {
 	kubeconfig: {
 		short: "k",
 		value: "file",
@@ -59,8 +60,9 @@ export const flags: Record<keyof Options, Flag> = {
 	},
 	"etcd-proxy-image": {
 		value: "image",
-		default: "gcr.io/etcd-development/etcd:v3.7.3",
-		description: "Image of the proxy pods; etcd 3.5.13 or later.",
+		default: `xmudrii/etcdproxy-controller:v${packageJson.version}`,
+		description:
+			"Image of the proxy pods: this program's own gateway; one named etcd (3.5.13 or later) runs etcd's grpc-proxy instead.",
 	},
 	"listen-addr": {
 		value: "host:port",
@@ -79,8 +81,7 @@ export const flags: Record<keyof Options, Flag> = {
 	},
 };
 
-/** Bad words on the command line; the message says which, and what would be right. */
-export class UsageError extends Error {}
+const version = { default: false, description: "Print the version." };
 
 /**
  * @param args the words after the program's name
@@ -89,68 +90,14 @@ export class UsageError extends Error {}
 export function parseOptions(
 	args: string[],
 ): Options | { help: true } | { version: true } {
-	const names = Object.entries(flags);
-	const values = parse(
-		// pflag, which the 2018 controller used, also took -k=file.
-		args.flatMap((word) => {
-			const match = /^-([a-z])=(.*)$/s.exec(word);
-			return match ? [`-${match[1]}`, match[2] ?? ""] : [word];
-		}),
-	);
-	if (values.help) return { help: true };
-	if (values.version) return { version: true };
-
-	const options: Record<string, unknown> = {};
-	for (const [name, flag] of names)
-		options[name] =
-			values[name] ??
-			(flag.alias === undefined ? undefined : values[flag.alias]) ??
-			flag.default;
-	const result = options as unknown as Options;
-	result["etcd-core-url"] = result["etcd-core-url"]
-		.flatMap((list) => list.split(","))
-		.map((url) => url.trim())
-		.filter((url) => url !== "");
-	check(result);
-	return result;
-}
-
-function parse(
-	args: string[],
-): Record<string, string | string[] | boolean | undefined> {
-	try {
-		const { values } = parseArgs({
-			args,
-			options: Object.fromEntries([
-				...Object.entries(flags).flatMap(([name, flag]) => {
-					const option = {
-						type:
-							typeof flag.default === "boolean"
-								? ("boolean" as const)
-								: ("string" as const),
-						multiple: Array.isArray(flag.default),
-						...(flag.short !== undefined && { short: flag.short }),
-					};
-					return [
-						[name, option] as const,
-						...(flag.alias === undefined
-							? []
-							: [[flag.alias, { type: option.type }] as const]),
-					];
-				}),
-				["help", { type: "boolean" as const, short: "h" }],
-				["version", { type: "boolean" as const }],
-			]),
-			strict: true,
-			allowPositionals: false,
-		});
-		return values as ReturnType<typeof parse>;
-	} catch (error) {
-		throw new UsageError(
-			`${(error as Error).message.replace(/\.? To specify.*$/s, "")}; see --help`,
-			{ cause: error },
-		);
-	}
+	const given = parseFlags({ ...flags, version }, args);
+	if ("help" in given) return { help: true };
+	const { version: asked, ...values } = given;
+	if (asked === true) return { version: true };
+	const options = values as unknown as Options;
+	options["etcd-core-url"] = listOf(options["etcd-core-url"]);
+	check(options);
+	return options;
 }
 
 function check(options: Options): void {
@@ -160,7 +107,7 @@ function check(options: Options): void {
 			"--etcd-core-url is required, for example --etcd-core-url=https://etcd-svc-1.etcd.svc:2379",
 		);
 	for (const url of urls)
-		if (!/^https:\/\/[^/\s]+$/.test(url) || !URL.canParse(url))
+		if (!isUrl("https", url))
 			throw new UsageError(
 				`--etcd-core-url "${url}" must look like https://host:2379: the core etcd is spoken to with client certificates only`,
 			);
@@ -180,43 +127,17 @@ function check(options: Options): void {
 			`--log-format "${options["log-format"]}" must be text or json`,
 		);
 	const address = options["listen-addr"];
-	const port = /^.*:(\d+)$/.exec(address)?.[1];
-	if (address !== "" && !(Number(port) <= 65_535))
+	if (address !== "" && !isAddress(address))
 		throw new UsageError(
 			`--listen-addr "${address}" must be host:port, or empty for none`,
 		);
 }
 
-/** Rows of flag, default and description, as `--help` and the README show them. */
-export function flagRows(): [
-	flag: string,
-	fallback: string,
-	description: string,
-][] {
-	return Object.entries(flags).map(([name, flag]) => [
-		[
-			`--${name}`,
-			...(flag.short ? [`-${flag.short}`] : []),
-			...(flag.alias ? [`--${flag.alias}`] : []),
-		].join(", ") + (flag.value ? ` <${flag.value}>` : ""),
-		String(flag.default),
-		flag.description,
-	]);
-}
-
-export function help(): string {
-	const rows = flagRows().map(
-		([flag, fallback, description]) =>
-			`  ${flag}\n      ${description}${fallback && fallback !== "false" ? ` Default: ${fallback}` : ""}`,
-	);
-	return `etcdproxy-controller gives every EtcdStorage a TLS endpoint of its own in front of the core etcd.
+export const help = (): string =>
+	helpText(
+		`etcdproxy-controller gives every EtcdStorage a TLS endpoint of its own in front of the core etcd.
 
 Usage: etcdproxy-controller --etcd-core-url=https://host:2379 [flags]
-
-${rows.join("\n")}
-  --version
-      Print the version.
-  --help, -h
-      Print this.
-`;
-}
+       etcdproxy-controller grpc-proxy start [flags]    the gateway behind one such endpoint; see its --help`,
+		{ ...flags, version },
+	);

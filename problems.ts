@@ -19,6 +19,7 @@ import {
 } from "./manifests.ts";
 import type { CertificateFacts } from "./pki.ts";
 import type { Problem } from "./status.ts";
+import { dataPlane } from "./workload.ts";
 
 const describe = (target: TargetStatus) =>
 	`${target.kind} ${target.namespace}/${target.name}`;
@@ -253,10 +254,10 @@ export function coreProblem(
 			`${secret}: tls.crt expired at ${new Date(facts.notAfter).toISOString()}; issue another client certificate from the core etcd's CA`,
 		);
 	// https://github.com/etcd-io/etcd/issues/11970
-	if (facts.commonName !== "")
+	if (facts.commonName !== "" && dataPlane(environment.proxyImage) === "etcd")
 		return problem(
 			"CoreCredentialsInvalid",
-			`${secret}: tls.crt has the Common Name "${facts.commonName}", and etcd grpc-proxy refuses to start with a client certificate that has one; issue one without (openssl req -subj "/O=etcdproxy")`,
+			`${secret}: tls.crt has the Common Name "${facts.commonName}", and etcd grpc-proxy refuses to start with a client certificate that has one; issue one without (openssl req -subj "/O=etcdproxy"), or let the proxies be gateways (see --etcd-proxy-image)`,
 		);
 	return undefined;
 }

@@ -1,13 +1,14 @@
 /**
  * What is said about a visit: conditions, status, events; and when the next visit is due. Pure.
  */
-import type {
-	CertificateStatus,
-	Condition,
-	EtcdStorage,
-	EtcdStorageStatus,
-	Spec,
-	TargetStatus,
+import {
+	type CertificateStatus,
+	type Condition,
+	type EtcdStorage,
+	type EtcdStorageStatus,
+	endpoint,
+	type Spec,
+	type TargetStatus,
 } from "./etcdstorage.ts";
 import type { CertificateFacts } from "./pki.ts";
 import type { Domain } from "./reconcile.ts";
@@ -73,13 +74,10 @@ export function status(
 		};
 	};
 
+	const url = endpoint(storage.metadata.name, namespace);
 	const certificates = certificatesCondition(outcome);
 	const deployed = deployedCondition(storage, namespace, outcome);
-	const serving: Verdict = [
-		true,
-		"Ready",
-		`serving ${endpoint(storage, namespace)}`,
-	];
+	const serving: Verdict = [true, "Ready", `serving ${url}`];
 	const ready = [certificates, deployed].find(([ok]) => !ok) ?? serving;
 	const conditions = [
 		condition("CertificatesReady", ...certificates),
@@ -97,7 +95,7 @@ export function status(
 	}));
 	return {
 		observedGeneration: generation,
-		...("name" in spec && { endpoint: endpoint(storage, namespace) }),
+		...("name" in spec && { endpoint: url }),
 		...(list.length > 0 && {
 			certificates: list,
 			nextExpiry: list.map((one) => one.notAfter).sort()[0] ?? "",
@@ -109,9 +107,6 @@ export function status(
 
 const isDate = (text: unknown) =>
 	typeof text === "string" && !Number.isNaN(Date.parse(text));
-
-export const endpoint = (storage: EtcdStorage, namespace: string) =>
-	`https://etcd-${storage.metadata.name}.${namespace}.svc:2379`;
 
 /** Status, reason and message of a condition. */
 type Verdict = [ok: boolean, reason: string, message: string];

@@ -1,5 +1,5 @@
 /** What serves the endpoint of an EtcdStorage: a Service and a Deployment of proxies. Pure. */
-import type { EtcdStorage, Spec } from "./etcdstorage.ts";
+import { type EtcdStorage, endpoint, type Spec } from "./etcdstorage.ts";
 import type { KubeObject } from "./kube.ts";
 import {
 	type Environment,
@@ -9,7 +9,7 @@ import {
 	owned,
 } from "./manifests.ts";
 
-/** On pods: another CA is another pod. */
+/** On pods that run etcd: another CA is another pod. */
 const CLIENT_CA_HASH = "etcd.xmudrii.com/client-ca-sha256";
 const CORE_CA_HASH = "etcd.xmudrii.com/core-ca-sha256";
 
@@ -25,6 +25,14 @@ export interface Deployment extends KubeObject {
 }
 
 /**
+ * What a proxy image runs: one whose repository is named etcd, wherever it lies, etcd's grpc-proxy, any other this very
+ * program as a gateway.
+ * @param image https://pkg.go.dev/github.com/distribution/reference
+ */
+export const dataPlane = (image: string): "etcd" | "gateway" =>
+	/^(?:.*\/)?etcd(?::[^/@]*)?(?:@.*)?$/.test(image) ? "etcd" : "gateway";
+
+/**
  * Service and Deployment. The label `apiserver` and the selector are the 2018 controller's, whose Deployments are taken over in place.
  * @param running while the core's CA is bad: the Deployment, whose pods run with a good one and are not rolled
  */
@@ -38,6 +46,14 @@ export function workload(
 	const labels = { apiserver: spec.name };
 	const name = names.workload(spec.name);
 	const { annotations } = running?.spec?.template?.metadata ?? {};
+	// etcd reads CA files once, at start (https://github.com/etcd-io/etcd/issues/11555): another CA rolls its pods.
+	// The gateway takes up all its files while it runs: nothing but another command line or image rolls it.
+	const hashes = dataPlane(environment.proxyImage) === "etcd" && {
+		annotations: {
+			[CLIENT_CA_HASH]: hash(material.signers.client.bundle),
+			[CORE_CA_HASH]: annotations?.[CORE_CA_HASH] ?? hash(material.coreCA),
+		},
+	};
 	return [
 		{
 			...owned(storage, environment, "v1", "Service", name),
@@ -54,21 +70,75 @@ export function workload(
 				// Never fewer proxies than asked for, also while they are replaced.
 				strategy: { rollingUpdate: { maxUnavailable: 0, maxSurge: 1 } },
 				template: {
-					metadata: {
-						labels,
-						annotations: {
-							// etcd reads CA files once, at start (https://github.com/etcd-io/etcd/issues/11555):
-							// another CA rolls the pods.
-							[CLIENT_CA_HASH]: hash(material.signers.client.bundle),
-							[CORE_CA_HASH]:
-								annotations?.[CORE_CA_HASH] ?? hash(material.coreCA),
-						},
-					},
+					metadata: { labels, ...hashes },
 					spec: podSpec(environment, spec),
 				},
 			},
 		} as KubeObject,
 	];
+}
+
+/** The part of the container that differs: the command line, and what is known of the program behind it. */
+function program({ coreUrls, namespace, proxyImage }: Environment, spec: Spec) {
+	const args = (...own: string[]) => [
+		`--endpoints=${coreUrls.join(",")}`,
+		`--namespace=/${spec.name}/`,
+		"--listen-addr=0.0.0.0:2379",
+		"--metrics-addr=http://0.0.0.0:2381",
+		...own,
+		"--cacert=/etc/coreetcd-certs/ca/ca.crt",
+		"--cert=/etc/coreetcd-certs/client/tls.crt",
+		"--key=/etc/coreetcd-certs/client/tls.key",
+		"--trusted-ca-file=/etc/etcdproxy-certs/ca/client-ca.crt",
+		"--cert-file=/etc/etcdproxy-certs/server/tls.crt",
+		"--key-file=/etc/etcdproxy-certs/server/tls.key",
+	];
+	const probe = (path: string) => ({ httpGet: { path, port: 2381 } });
+	// Of both: alive is the process, whatever the core does; ready is a linearizable read through the core.
+	if (dataPlane(proxyImage) === "etcd")
+		return {
+			command: ["/usr/local/bin/etcd", "grpc-proxy", "start"],
+			args: args(
+				// Set, it makes the proxy dial itself and wait (etcd 3.5.28 to 3.5.33, 3.6.9 to 3.6.14).
+				"--advertise-client-url=",
+				// Off by default: a core that went away silently would be noticed after 15 minutes.
+				"--dial-keepalive-time=10s",
+			),
+			probes: {
+				livenessProbe: {
+					...probe("/proxy/metrics"),
+					initialDelaySeconds: 10,
+					timeoutSeconds: 5,
+				},
+				readinessProbe: {
+					...probe("/health"),
+					periodSeconds: 5,
+					timeoutSeconds: 5,
+				},
+			},
+			// grpc-proxy keeps up to 2048 answers in its cache; the limit is what keeps the node out of it.
+			resources: {
+				requests: { cpu: "20m", memory: "64Mi" },
+				limits: { memory: "512Mi" },
+			},
+		};
+	return {
+		command: ["/usr/local/bin/etcdproxy-controller", "grpc-proxy", "start"],
+		args: args(`--advertise-client-url=${endpoint(spec.name, namespace)}`),
+		probes: {
+			livenessProbe: { ...probe("/healthz"), timeoutSeconds: 5 },
+			readinessProbe: {
+				...probe("/readyz"),
+				periodSeconds: 2,
+				timeoutSeconds: 5,
+			},
+		},
+		// Its own budget of bytes in flight, 128 MiB, is well within the limit.
+		resources: {
+			requests: { cpu: "20m", memory: "96Mi" },
+			limits: { memory: "512Mi" },
+		},
+	};
 }
 
 function podSpec(environment: Environment, spec: Spec) {
@@ -90,6 +160,7 @@ function podSpec(environment: Environment, spec: Spec) {
 			source: { secret: { secretName: names.serverCert(spec.name) } },
 		},
 	};
+	const { command, args, probes, resources } = program(environment, spec);
 	return {
 		serviceAccountName: "etcdproxy-sa",
 		automountServiceAccountToken: false,
@@ -114,45 +185,17 @@ function podSpec(environment: Environment, spec: Spec) {
 			{
 				name: "etcdproxy",
 				image: environment.proxyImage,
-				command: ["/usr/local/bin/etcd", "grpc-proxy", "start"],
-				args: [
-					`--endpoints=${environment.coreUrls.join(",")}`,
-					`--namespace=/${spec.name}/`,
-					"--listen-addr=0.0.0.0:2379",
-					"--metrics-addr=http://0.0.0.0:2381",
-					// Set, it makes the proxy dial itself and wait (etcd 3.5.28 to 3.5.33, 3.6.9 to 3.6.14).
-					"--advertise-client-url=",
-					// Off by default: a core that went away silently would be noticed after 15 minutes.
-					"--dial-keepalive-time=10s",
-					"--cacert=/etc/coreetcd-certs/ca/ca.crt",
-					"--cert=/etc/coreetcd-certs/client/tls.crt",
-					"--key=/etc/coreetcd-certs/client/tls.key",
-					"--trusted-ca-file=/etc/etcdproxy-certs/ca/client-ca.crt",
-					"--cert-file=/etc/etcdproxy-certs/server/tls.crt",
-					"--key-file=/etc/etcdproxy-certs/server/tls.key",
-				],
+				command,
+				args,
 				ports: [
 					{ name: "etcd", containerPort: 2379 },
 					{ name: "metrics", containerPort: 2381 },
 				],
-				// Alive is the process, whatever the core does; ready is a linearizable read through the core.
-				livenessProbe: {
-					httpGet: { path: "/proxy/metrics", port: 2381 },
-					initialDelaySeconds: 10,
-					timeoutSeconds: 5,
-				},
-				readinessProbe: {
-					httpGet: { path: "/health", port: 2381 },
-					periodSeconds: 5,
-					timeoutSeconds: 5,
-				},
-				// Endpoints leave the Service a moment after the pod is told to go.
+				...probes,
+				// Endpoints leave the Service a moment after the pod is told to go. With what the gateway takes to drain, 20 s
+				// unless told, it is less than the 30 s of grace.
 				lifecycle: { preStop: { sleep: { seconds: 5 } } },
-				// grpc-proxy keeps up to 2048 answers in its cache; the limit is what keeps the node out of it.
-				resources: {
-					requests: { cpu: "20m", memory: "64Mi" },
-					limits: { memory: "512Mi" },
-				},
+				resources,
 				securityContext: {
 					allowPrivilegeEscalation: false,
 					readOnlyRootFilesystem: true,

@@ -3,10 +3,13 @@
 import { beforeAll, describe, expect, test } from "bun:test";
 import { X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
+import { join } from "node:path";
 import type { EtcdStorage } from "../etcdstorage.ts";
 import type { Kind } from "../kube.ts";
+import { flags } from "../options.ts";
 import { keyMatches, parseCertificates } from "../pki.ts";
-import { material, opensslVerify } from "./client.ts";
+import { base64, material, opensslVerify } from "./client.ts";
+import { Authority } from "./cluster/certificates.ts";
 import { type Json, NAMESPACE, startController, until } from "./harness.ts";
 import { stage } from "./stage.ts";
 
@@ -123,20 +126,19 @@ describe("a new EtcdStorage", () => {
 		}
 	});
 
-	test("gets proxies with etcd's command line, and pods that Pod Security admits in a restricted namespace", async () => {
+	test("gets gateways with the flags of etcd's own proxy, and pods that Pod Security admits in a restricted namespace", async () => {
 		const { spec } = await on.api.get("Deployment", "etcd-new");
 		expect(spec.replicas).toBe(3);
 		expect(spec.selector).toEqual({ matchLabels: { apiserver: "new" } });
 		const [container] = spec.template.spec.containers;
-		expect(container.image).toBe("gcr.io/etcd-development/etcd:v3.7.3");
+		expect(container.image).toBe(flags["etcd-proxy-image"].default);
 		expect([...container.command, ...container.args]).toEqual([
-			...["/usr/local/bin/etcd", "grpc-proxy", "start"],
+			...["/usr/local/bin/etcdproxy-controller", "grpc-proxy", "start"],
 			`--endpoints=${on.cluster.etcd.url}`,
 			"--namespace=/new/",
 			"--listen-addr=0.0.0.0:2379",
 			"--metrics-addr=http://0.0.0.0:2381",
-			"--advertise-client-url=",
-			"--dial-keepalive-time=10s",
+			`--advertise-client-url=https://etcd-new.${NAMESPACE}.svc:2379`,
 			"--cacert=/etc/coreetcd-certs/ca/ca.crt",
 			"--cert=/etc/coreetcd-certs/client/tls.crt",
 			"--key=/etc/coreetcd-certs/client/tls.key",
@@ -261,19 +263,20 @@ function writes(since: number): string[] {
 		);
 }
 
+/** How many visits have ended, and how many wait. */
+async function visits() {
+	const text = await on.controller.metrics();
+	const sum = (name: string) =>
+		[...text.matchAll(new RegExp(`^${name}(?:{.*})? (\\d+)$`, "gm"))]
+			.map(([, value]) => Number(value))
+			.reduce((a, b) => a + b, 0);
+	return {
+		ended: sum("etcdproxy_reconcile_duration_seconds_count"),
+		waiting: sum("etcdproxy_queue_depth"),
+	};
+}
+
 describe("at rest", () => {
-	/** How many visits have ended, and how many wait. */
-	async function visits() {
-		const text = await on.controller.metrics();
-		const sum = (name: string) =>
-			[...text.matchAll(new RegExp(`^${name}(?:{.*})? (\\d+)$`, "gm"))]
-				.map(([, value]) => Number(value))
-				.reduce((a, b) => a + b, 0);
-		return {
-			ended: sum("etcdproxy_reconcile_duration_seconds_count"),
-			waiting: sum("etcdproxy_queue_depth"),
-		};
-	}
 	async function versions(): Promise<Record<string, string>> {
 		const text = await kubectl(
 			...["get", "etcdstorages,deployments,services,configmaps,secrets,events"],
@@ -378,4 +381,81 @@ describe("a changed spec", () => {
 		await on.api.condition("changes", "Deployed", / has 0 of 5 replicas ready/);
 		expect(await material(on.api, "changes")).toEqual(before);
 	});
+});
+
+describe("the proxies of an EtcdStorage", () => {
+	beforeAll(() => on.api.tenant("plane"), 30_000);
+	const deployment = () => on.api.get("Deployment", "etcd-plane");
+	const problem =
+		/^False CoreCredentialsInvalid: .* has the Common Name "boss"/;
+	const withImage = async (...flags: string[]) => {
+		await on.controller.stop();
+		on.controller = await startController(on.cluster, { flags });
+	};
+
+	test("that are gateways are not rolled by another CA of the core, and may have a Common Name in their certificate for it", async () => {
+		const before = await deployment();
+		const core = await Authority.create(join(on.cluster.dir, "core"), "core");
+		const boss = await core.issue("boss", { subject: "/CN=boss" });
+		const text = (path: string) => readFileSync(path, "utf8");
+		const { ended } = await visits();
+		for (const [kind, name, data] of [
+			["configmap", "etcd-coreserving-ca", { "ca.crt": text(core.certFile) }],
+			[
+				...["secret", "etcd-coreserving-cert"],
+				{
+					"tls.crt": base64(text(boss.certFile)),
+					"tls.key": base64(text(boss.keyFile)),
+				},
+			],
+		] as [string, string, object][])
+			await own(
+				...["patch", kind, name, "--type=merge", "-p"],
+				JSON.stringify({ data }),
+			);
+		const { items } = JSON.parse(
+			await kubectl("get", "etcdstorages", "-o", "json"),
+		);
+		await until(async () => {
+			const now = await visits();
+			return now.ended >= ended + items.length && now.waiting === 0;
+		}, "each EtcdStorage has been looked at");
+		await on.api.condition("plane", "Deployed", /^False DeploymentNotAv/);
+		expect(await deployment()).toEqual(before);
+	}, 30_000);
+
+	test("become etcd's own with etcd's image, and gateways again without it, each by one change", async () => {
+		const before = await deployment();
+		const container = ({ spec }: Json) => spec.template.spec.containers[0];
+		await withImage("--etcd-proxy-image=quay.io/coreos/etcd:v3.7.3");
+		await on.api.condition("plane", "Deployed", problem);
+		const { certFile, keyFile } = on.cluster.etcd;
+		await own(
+			...["patch", "secret", "etcd-coreserving-cert", "--type=merge", "-p"],
+			JSON.stringify({
+				data: {
+					"tls.crt": base64(readFileSync(certFile, "utf8")),
+					"tls.key": base64(readFileSync(keyFile, "utf8")),
+				},
+			}),
+		);
+		await on.api.condition("plane", "Deployed", /^False DeploymentNotAv/);
+		const etcd = await deployment();
+		expect(container(etcd).image).toBe("quay.io/coreos/etcd:v3.7.3");
+		expect(container(etcd).command[0]).toBe("/usr/local/bin/etcd");
+		expect(Object.keys(etcd.spec.template.metadata.annotations)).toEqual([
+			"etcd.xmudrii.com/client-ca-sha256",
+			"etcd.xmudrii.com/core-ca-sha256",
+		]);
+		await withImage();
+		await until(
+			async () =>
+				container(await deployment()).image === container(before).image,
+			"they are gateways again",
+			5_000,
+		);
+		const after = await deployment();
+		expect(after.spec).toEqual(before.spec);
+		expect(after.metadata.generation).toBe(before.metadata.generation + 2);
+	}, 60_000);
 });

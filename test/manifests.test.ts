@@ -5,10 +5,20 @@
 
 import { describe, expect, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import fc from "fast-check";
 import { isSubset, takeOver } from "../drift.ts";
-import { type EtcdStorage, readSpec, type Spec } from "../etcdstorage.ts";
+import {
+	type EtcdStorage,
+	parseDuration,
+	readSpec,
+	type Spec,
+} from "../etcdstorage.ts";
+import {
+	type GatewayOptions,
+	gatewayFlags,
+	parseGatewayOptions,
+} from "../gatewayoptions.ts";
 import type { KubeObject, ManagedFieldsEntry } from "../kube.ts";
 import {
 	bundles,
@@ -28,8 +38,13 @@ import {
 } from "../manifests.ts";
 import type { CertificateFacts } from "../pki.ts";
 import { domains } from "../reconcile.ts";
-import { availability, type Deployment, workload } from "../workload.ts";
-import { etcdStorage } from "./harness.ts";
+import {
+	availability,
+	type Deployment,
+	dataPlane,
+	workload,
+} from "../workload.ts";
+import { etcdStorage, type Json } from "./harness.ts";
 
 const environment: Environment = {
 	namespace: "kube-apiserver-storage",
@@ -39,6 +54,11 @@ const environment: Environment = {
 	],
 	coreCAConfigMap: "etcd-coreserving-ca",
 	coreCertsSecret: "etcd-coreserving-cert",
+	proxyImage: "registry.example.com/etcdproxy-controller:v1",
+};
+/** With etcd's own proxies. */
+const etcdEnvironment: Environment = {
+	...environment,
 	proxyImage: "gcr.io/etcd-development/etcd:v3.7.3",
 };
 
@@ -105,24 +125,28 @@ function desired(storage: EtcdStorage): Record<string, KubeObject[]> {
 		bundles: bundles(storage, environment, spec.targets, made),
 		certificates: certificates(storage, environment, spec.targets, made),
 		workload: workload(storage, environment, spec, made),
+		"workload-etcd": workload(storage, etcdEnvironment, spec, made),
 	};
 }
 const all = (storage: EtcdStorage) => Object.values(desired(storage)).flat();
 
 describe("the objects of the 2018 example", () => {
-	test.each(["signers", "bundles", "certificates", "workload"])(
-		"are those of test/golden/%s.yaml",
-		(group) => {
-			const text = (desired(sample())[group] ?? [])
-				// As JSON, since what is used twice would be an anchor and an alias.
-				.map((object) => JSON.parse(JSON.stringify(object)))
-				.map((object) => `${Bun.YAML.stringify(object, null, 2).trimEnd()}\n`)
-				.join("---\n");
-			const path = join(import.meta.dir, "golden", `${group}.yaml`);
-			if (process.env.UPDATE_GOLDEN) writeFileSync(path, text);
-			expect(text).toBe(readFileSync(path, "utf8"));
-		},
-	);
+	test.each([
+		"signers",
+		"bundles",
+		"certificates",
+		"workload",
+		"workload-etcd",
+	])("are those of test/golden/%s.yaml", (group) => {
+		const text = (desired(sample())[group] ?? [])
+			// As JSON, since what is used twice would be an anchor and an alias.
+			.map((object) => JSON.parse(JSON.stringify(object)))
+			.map((object) => `${Bun.YAML.stringify(object, null, 2).trimEnd()}\n`)
+			.join("---\n");
+		const path = join(import.meta.dir, "golden", `${group}.yaml`);
+		if (process.env.UPDATE_GOLDEN) writeFileSync(path, text);
+		expect(text).toBe(readFileSync(path, "utf8"));
+	});
 
 	test("lie in the controller's namespace and belong to the EtcdStorage, except the targets", () => {
 		const storage = sample();
@@ -261,13 +285,19 @@ describe("whatever the EtcdStorage, desired objects", () => {
 	});
 });
 
-describe("the workload", () => {
-	const deployment = (change: (made: Material, spec: Spec) => void) => {
+describe.each([
+	["gateways", environment, false],
+	["etcd's own proxies", etcdEnvironment, true],
+])("the workload of %s", (_, environment, rolls) => {
+	const deployment = (
+		change: (made: Material, spec: Spec) => void,
+		running?: Deployment,
+	) => {
 		const storage = sample();
 		const spec = specOf(storage);
 		const made = material(spec);
 		change(made, spec);
-		const [, found] = workload(storage, environment, spec, made);
+		const [, found] = workload(storage, environment, spec, made, running);
 		return JSON.stringify(found);
 	};
 	const before = deployment(() => {});
@@ -286,13 +316,14 @@ describe("the workload", () => {
 			},
 		],
 	])(
-		"rolls its pods for %s, which etcd reads only at its start",
+		`${rolls ? "rolls" : "does not roll"} its pods for %s, which ${rolls ? "etcd reads only at its start" : "a gateway takes up while it runs"}`,
 		(_, change) => {
-			expect(deployment(change)).not.toBe(before);
+			if (rolls) expect(deployment(change)).not.toBe(before);
+			else expect(deployment(change)).toBe(before);
 		},
 	);
 
-	test("stays as it is for a renewed leaf and for another serving CA: etcd reads those at every handshake", () => {
+	test("stays as it is for a renewed leaf and for another serving CA: those are read at every handshake", () => {
 		const renewed = deployment((made) => {
 			made.signers.serving.bundle = "another";
 			made.signers.serving.pair = { certificate: "another", key: "another" };
@@ -304,6 +335,101 @@ describe("the workload", () => {
 		expect(renewed).toBe(before);
 	});
 
+	test("stays as it is while the core's CA is bad", () => {
+		const bad = (made: Material) => {
+			made.coreCA = "";
+		};
+		expect(deployment(bad, JSON.parse(before))).toBe(before);
+	});
+
+	test("is done with a request within the grace that a pod has", () => {
+		const { spec } = JSON.parse(before).spec.template;
+		const [{ lifecycle }] = spec.containers;
+		const drainMs = Number(
+			parseDuration(gatewayFlags["drain-timeout"].default),
+		);
+		const graceS = spec.terminationGracePeriodSeconds ?? 30;
+		expect(lifecycle.preStop.sleep.seconds + drainMs / 1000).toBeLessThan(
+			graceS,
+		);
+	});
+});
+
+test("gateways and etcd's own proxies take each other's place: nothing of the Deployment but its pods differs", () => {
+	const [gateway, etcd] = [environment, etcdEnvironment].map((environment) => {
+		const spec = specOf(sample());
+		return workload(sample(), environment, spec, material(spec));
+	});
+	const without = (objects: KubeObject[] = []) =>
+		JSON.parse(JSON.stringify(objects), (key, value) =>
+			["annotations", "containers"].includes(key) ? undefined : value,
+		);
+	expect(without(gateway)).toEqual(without(etcd));
+});
+
+test("gateways are told a command line that they take, and their own endpoint", () => {
+	const spec = specOf(sample());
+	const [service, deployment] = workload(
+		sample(),
+		environment,
+		spec,
+		material(spec),
+	) as [Json, Json];
+	const [{ command, args, ports, volumeMounts }] =
+		deployment.spec.template.spec.containers;
+	expect(command).toEqual([
+		"/usr/local/bin/etcdproxy-controller",
+		"grpc-proxy",
+		"start",
+	]);
+	const options = parseGatewayOptions(args) as GatewayOptions;
+	expect(options).toMatchObject({
+		endpoints: environment.coreUrls,
+		namespace: "/sample-apiserver/",
+		"advertise-client-url": `https://${service.metadata.name}.${environment.namespace}.svc:2379`,
+	});
+	for (const [flag, port] of [
+		["listen-addr", ports[0].containerPort],
+		["metrics-addr", ports[1].containerPort],
+	] as const)
+		expect(options[flag]).toEndWith(`0.0.0.0:${port}`);
+	for (const flag of [
+		"cacert",
+		"cert",
+		"key",
+		"trusted-ca-file",
+		"cert-file",
+		"key-file",
+	] as const)
+		expect(volumeMounts.map((one: Json) => one.mountPath)).toContain(
+			dirname(options[flag]),
+		);
+});
+
+test.each([
+	["gcr.io/etcd-development/etcd:v3.7.3", "etcd"],
+	["quay.io/coreos/etcd", "etcd"],
+	["quay.io/coreos/etcd:v3.5.13@sha256:0123abcd", "etcd"],
+	["quay.io/coreos/etcd@sha256:0123abcd", "etcd"],
+	["registry:5000/etcd", "etcd"],
+	["localhost:5000/mirror/etcd:latest", "etcd"],
+	["etcd", "etcd"],
+	["etcd:5000", "etcd"],
+	["etcd:5000/etcdproxy-controller", "gateway"],
+	["etcd/etcdproxy-controller:v1", "gateway"],
+	["etcd.example.com/proxy", "gateway"],
+	["xmudrii/etcdproxy-controller:latest", "gateway"],
+	["localhost/etcdproxy-controller:dev", "gateway"],
+	["registry/my-etcd:v1", "gateway"],
+	["registry/etcd-gateway:v1", "gateway"],
+	["registry/proxy:etcd", "gateway"],
+	["registry/proxy@sha256:etcd", "gateway"],
+	["bitnami/etcd", "etcd"],
+] as const)("%s runs %s", (image, plane) => {
+	expect(dataPlane(image)).toBe(plane);
+});
+
+describe("a Deployment", () => {
 	test.each<[string, Deployment["status"], boolean, number]>([
 		["says nothing yet", undefined, false, 0],
 		[

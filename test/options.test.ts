@@ -2,15 +2,13 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import {
-	flagRows,
-	flags,
-	help,
-	type Options,
-	parseOptions,
-	UsageError,
-} from "../options.ts";
+import { flagRows, UsageError } from "../flags.ts";
+import { gatewayHelp } from "../gatewayoptions.ts";
+import { flags, help, type Options, parseOptions } from "../options.ts";
 import packageJson from "../package.json" with { type: "json" };
+import { dataPlane } from "../workload.ts";
+import { compileController } from "./cluster/compile.ts";
+import type { Json } from "./harness.ts";
 
 const URL = "https://core:2379";
 const given = (...args: string[]) =>
@@ -64,7 +62,7 @@ test("with nothing but the URL everything has its documented default", () => {
 		"etcd-core-ca-configmap": "etcd-coreserving-ca",
 		"etcd-core-certs-secret": "etcd-coreserving-cert",
 		namespace: "kube-apiserver-storage",
-		"etcd-proxy-image": "gcr.io/etcd-development/etcd:v3.7.3",
+		"etcd-proxy-image": `xmudrii/etcdproxy-controller:v${packageJson.version}`,
 		"listen-addr": "0.0.0.0:8080",
 		"log-format": "text",
 		"leader-elect": false,
@@ -126,6 +124,11 @@ test.each<[string, string[], string]>([
 		'--etcd-core-url "https://a:99999" must look like',
 	],
 	[
+		"a URL with a user",
+		["-u=https://me@a:1"],
+		'--etcd-core-url "https://me@a:1" must look like',
+	],
+	[
 		"a namespace that can be none",
 		["-u", URL, "--namespace=Storage_1"],
 		'--namespace "Storage_1" is not the name of a Kubernetes object',
@@ -176,6 +179,23 @@ test.each<[string, string[], string]>([
 	expect(() => parseOptions(args)).not.toThrow(/\n/);
 });
 
+test("the manifest's controller and its proxies run one image, the default of --etcd-proxy-image", async () => {
+	const manifest = Bun.YAML.parse(
+		await Bun.file(
+			join(
+				import.meta.dir,
+				"../artifacts/deployment/00-etcdproxy-controller.yaml",
+			),
+		).text(),
+	) as Json[];
+	const [{ image, args }] = manifest.find(({ kind }) => kind === "Deployment")
+		.spec.template.spec.containers;
+	const fallback = flags["etcd-proxy-image"].default as string;
+	expect(image).toBe(fallback);
+	expect(parseOptions(args)).toMatchObject({ "etcd-proxy-image": fallback });
+	expect(dataPlane(fallback)).toBe("gateway");
+});
+
 test("--help and --version go before everything else, also before what is missing", () => {
 	expect(parseOptions(["--help"])).toEqual({ help: true });
 	expect(parseOptions(["-h", "-u=nonsense"])).toEqual({ help: true });
@@ -199,7 +219,7 @@ test("--help lists every flag with its short form, former name, value and defaul
 	}
 	for (const other of ["--version", "--help, -h"])
 		expect(text).toContain(other);
-	expect(flagRows()).toHaveLength(Object.keys(flags).length);
+	expect(flagRows(flags)).toHaveLength(Object.keys(flags).length);
 });
 
 describe("the compiled binary", () => {
@@ -208,16 +228,7 @@ describe("the compiled binary", () => {
 	beforeAll(async () => {
 		dir = await mkdtemp(join(tmpdir(), "options-test-"));
 		binary = join(dir, "etcdproxy-controller");
-		const [bun = "", ...args] = packageJson.scripts.build.split(" ");
-		expect(bun).toBe("bun");
-		const build = Bun.spawn(
-			[
-				process.execPath,
-				...args.map((arg) => (arg.startsWith("dist/") ? binary : arg)),
-			],
-			{ cwd: join(import.meta.dir, ".."), stdout: "ignore", stderr: "inherit" },
-		);
-		expect(await build.exited).toBe(0);
+		await compileController(binary);
 	}, 60_000);
 	afterAll(() => rm(dir, { recursive: true }));
 
@@ -248,6 +259,47 @@ describe("the compiled binary", () => {
 			code: 0,
 		});
 	}, 20_000);
+
+	test("prints the gateway's help", async () => {
+		expect(await run("grpc-proxy", "start", "--help")).toEqual({
+			stdout: gatewayHelp(),
+			stderr: "",
+			code: 0,
+		});
+	}, 20_000);
+
+	test.each<[string, string[], string]>([
+		[
+			"grpc-proxy is not followed by start",
+			["grpc-proxy"],
+			'"grpc-proxy" is no command; the gateway is started by: etcdproxy-controller grpc-proxy start --help',
+		],
+		[
+			"grpc-proxy is followed by another word",
+			["grpc-proxy", "stop", "start"],
+			'"grpc-proxy stop" is no command; the gateway is started by: etcdproxy-controller grpc-proxy start --help',
+		],
+		[
+			"the gateway is called wrongly",
+			["grpc-proxy", "start", "--namespace=/a/"],
+			"--endpoints is required, for example --endpoints=https://etcd-svc-1.etcd.svc:2379",
+		],
+		[
+			"a flag of the gateway's is the controller's",
+			["grpc-proxy", "start", "--kubeconfig=x"],
+			"Unknown option '--kubeconfig'; see --help",
+		],
+	])(
+		"ends with 2 and one line when %s",
+		async (_, args, message) => {
+			expect(await run(...args)).toEqual({
+				stdout: "",
+				stderr: `etcdproxy-controller: ${message}\n`,
+				code: 2,
+			});
+		},
+		20_000,
+	);
 
 	test("ends with 2 and one line when it is called wrongly", async () => {
 		expect(await run("--namespace=x")).toEqual({

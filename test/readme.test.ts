@@ -1,7 +1,10 @@
 import { expect, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
 import { resolve } from "node:path";
-import { flagRows } from "../options.ts";
+import { type Flags, flagRows } from "../flags.ts";
+import { GatewayMetrics } from "../gatewaymetrics.ts";
+import { gatewayFlags } from "../gatewayoptions.ts";
+import { flags } from "../options.ts";
 
 const root = resolve(import.meta.dir, "..");
 const path = resolve(root, "README.md");
@@ -9,34 +12,45 @@ const readme = readFileSync(path, "utf8");
 const source = (...files: string[]) =>
 	files.map((file) => readFileSync(resolve(root, file), "utf8")).join("\n");
 
-test("the README's table of flags is what --help says", () => {
+test.each<[string, string, Flags]>([
+	["flags", "options.ts", flags],
+	["gateway flags", "gatewayoptions.ts", gatewayFlags],
+])("the README's table of %s is what --help says", (title, file, table) => {
 	const escaped = (text: string) => text.replaceAll("|", "\\|");
 	const code = (text: string) =>
 		text === "" || text === "false" ? "" : `\`${escaped(text)}\``;
-	const rows = flagRows().map(
+	const rows = flagRows(table).map(
 		([flag, fallback, description]) =>
 			`| ${code(flag)} | ${code(fallback)} | ${escaped(description)} |`,
 	);
-	const table = [
-		"| flag | default | meaning |",
-		"| --- | --- | --- |",
-		...rows,
-	].join("\n");
-	const wanted = readme.replace(
-		/(<!-- flags: .* -->\n)[\s\S]*(<!-- \/flags -->)/,
-		`$1${table}\n$2`,
-	);
+	const begin = `<!-- ${title}: generated from ${file}; UPDATE=1 bun test test/readme.test.ts -->\n`;
+	const before = readFileSync(path, "utf8");
+	const [head = "", rest] = before.split(begin);
+	expect(rest).toContain(`<!-- /${title} -->`);
+	const wanted = [
+		head,
+		begin,
+		"| flag | default | meaning |\n",
+		"| --- | --- | --- |\n",
+		...rows.map((row) => `${row}\n`),
+		rest?.slice(rest.indexOf(`<!-- /${title} -->`)),
+	].join("");
 	if (process.env.UPDATE) writeFileSync(path, wanted);
-	else expect(readme).toBe(wanted);
+	else expect(before).toBe(wanted);
 });
 
 test("the README names every reason, event and metric of the code, and no other", () => {
 	const code = source("status.ts", "problems.ts", "visit.ts", "metrics.ts");
-	const metrics = [...code.matchAll(/"(etcdproxy_\w+)"/g)].map(
-		([, name]) => name ?? "",
-	);
-	expect(metrics.length).toBeGreaterThan(8);
-	for (const name of metrics) expect(readme).toContain(name);
+	const ofGateways = new GatewayMetrics("", () => new Map()).registry
+		.getMetricsAsArray()
+		.map(({ name }) => name)
+		.filter((name) => name.startsWith("etcdproxy_"));
+	const metrics = [...code.matchAll(/"(etcdproxy_\w+)"/g)]
+		.map(([, name]) => name ?? "")
+		.concat(ofGateways);
+	expect(ofGateways.length).toBeGreaterThan(8);
+	expect(metrics.length).toBeGreaterThan(ofGateways.length + 8);
+	for (const name of metrics) expect(readme).toContain(`\`${name}\``);
 	for (const [, name = ""] of readme.matchAll(/`(etcdproxy_\w+)`/g))
 		expect(metrics).toContain(name);
 	const reasons = [

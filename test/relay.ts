@@ -29,18 +29,18 @@ export class Relay {
 		return relay;
 	}
 
+	/** Where it listens. */
+	get url(): string {
+		return `${this.#target.protocol}//${this.#target.hostname}:${this.#port}`;
+	}
+
 	/** A copy of a kubeconfig that leads through the relay. Returns its path. */
 	async kubeconfig(original: string, name: string): Promise<string> {
 		const path = `${original}.${name}`;
 		const text = await readFile(original, "utf8");
-		await writeFile(
-			path,
-			text.replaceAll(
-				this.#target.origin,
-				`https://${this.#target.hostname}:${this.#port}`,
-			),
-			{ mode: 0o600 },
-		);
+		await writeFile(path, text.replaceAll(this.#target.origin, this.url), {
+			mode: 0o600,
+		});
 		return path;
 	}
 

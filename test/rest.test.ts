@@ -17,6 +17,7 @@ import { visit } from "../visit.ts";
 import type { Deployment } from "../workload.ts";
 import { audited, identity, isWrite } from "./audit.ts";
 import { Authority } from "./cluster/certificates.ts";
+import { compileController } from "./cluster/compile.ts";
 import {
 	type Cluster,
 	type Controller,
@@ -55,16 +56,10 @@ beforeAll(async () => {
 	dir = await mkdtemp(join(tmpdir(), "rest-test-"));
 	another = await Authority.create(join(dir, "another"), "another-ca");
 	binary = join(dir, "etcdproxy-controller");
-	const build = Bun.spawn(
-		[
-			...[process.execPath, "build", "--compile", "--minify", "--sourcemap"],
-			...["controller.ts", "--outfile", binary],
-		],
-		{ cwd: root, stdout: "ignore", stderr: "inherit" },
-	);
+	const build = compileController(binary);
 	cluster = await startCluster();
 	observatory = new Observatory(cluster);
-	expect(await build.exited).toBe(0);
+	await build;
 
 	await cluster.apply(...targets("both", [...names, "unheard"]));
 	resting = await observatory.start();

@@ -1,5 +1,5 @@
 /** `npm test`: builds what the tests need, runs all of them, and counts them in its last line. */
-import { allBinaries, binaries } from "./cluster/binaries.ts";
+import { allBinaries, allClients, binaries } from "./cluster/binaries.ts";
 import { obstacle, prerequisites } from "./cluster/prerequisites.ts";
 import { terminalLog } from "./cluster/steps.ts";
 
@@ -9,6 +9,7 @@ const controlPlaneBinaries = [
 	"kube-apiserver",
 	"kubectl",
 	"kube-controller-manager",
+	"sample-apiserver",
 ] as const;
 
 /** @throws Error that says what is missing and the way out */
@@ -16,7 +17,10 @@ async function prepare(): Promise<void> {
 	const log = terminalLog();
 	const whole = (await obstacle()) === undefined;
 	if (whole) await prerequisites(log);
-	await binaries(whole ? allBinaries : controlPlaneBinaries, log);
+	await binaries(
+		[...(whole ? allBinaries : controlPlaneBinaries), ...allClients],
+		log,
+	);
 }
 
 async function relay(

@@ -18,13 +18,17 @@ export interface Stage {
 /**
  * To be called at the top of a test file; filled before its first test.
  * @param prepare runs on the cluster before the controller starts
+ * @param flags more of the controller's
  */
-export function stage(prepare?: (cluster: Cluster) => Promise<void>): Stage {
+export function stage(
+	prepare?: (cluster: Cluster) => Promise<void>,
+	flags: string[] = [],
+): Stage {
 	const on = {} as Stage;
 	beforeAll(async () => {
 		on.cluster = await startCluster();
 		await prepare?.(on.cluster);
-		on.controller = await startController(on.cluster);
+		on.controller = await startController(on.cluster, { flags });
 		on.api = client(on.cluster);
 	}, FIRST_BUILD);
 	afterAll(async () => {

@@ -43,16 +43,30 @@ const importers = (specifier: RegExp) =>
 /** From the shell to the core: each may run the ones behind it, never one before it. */
 const layers = [
 	["controller.ts"],
-	["leader.ts", "metrics.ts", "options.ts", "queue.ts", "visit.ts", "log.ts"],
+	// The two halves of the program.
+	["gateway.ts", "operator.ts"],
+	// The gateway's.
+	["call.ts", "credentials.ts", "gatewaymetrics.ts", "gatewayoptions.ts"],
+	["budget.ts", "core.ts"],
+	["etcd.ts", "grpc.ts", "socket.ts"],
+	["codec.ts", "etcdmessages.ts", "http2.ts"],
+	["edits.ts", "messages.ts", "schema.ts"],
+	["fields.ts", "grpcstatus.ts", "keyspace.ts", "streams.ts"],
+	["framewriter.ts", "stream.ts"],
+	["frames.ts", "hpack.ts"],
+	// The controller's.
+	["leader.ts", "metrics.ts", "options.ts", "queue.ts", "visit.ts"],
 	["cache.ts", "certificates.ts", "deletion.ts", "targets.ts"],
-	["drift.ts", "problems.ts", "workload.ts"],
+	["drift.ts", "problems.ts"],
+	["workload.ts"],
 	["manifests.ts", "status.ts"],
 	["reconcile.ts"],
-	["etcdstorage.ts"],
 	["pki.ts", "kube.ts"],
 	["transport.ts", "x509.ts"],
 	["kubeconfig.ts"],
 	["objects.ts"],
+	// Of both.
+	["etcdstorage.ts", "flags.ts", "log.ts"],
 ];
 const layer = (file: string) =>
 	layers.findIndex((names) => names.includes(file));
@@ -74,6 +88,40 @@ test("imports go one way, from the shell to the core", () => {
 		}
 });
 
+test("a gateway loads nothing of the controller, and the entry nothing of either", () => {
+	/** Of ours and of packages, by way of others or not. */
+	const loaded = (file: string): string[] => [
+		...new Set(
+			imports(file)
+				.filter(({ typeOnly }) => !typeOnly)
+				.map(({ from }) => from.replace("./", ""))
+				.filter((from) => !from.startsWith("node:"))
+				.flatMap((from) =>
+					files.includes(from) ? [from, ...loaded(from)] : [from],
+				),
+		),
+	];
+	expect(loaded("controller.ts").sort()).toEqual(["flags.ts", "log.ts"]);
+	const ofController = layers.slice(
+		layer("leader.ts"),
+		layer("etcdstorage.ts"),
+	);
+	const ofGateway = loaded("gateway.ts");
+	expect(ofGateway).toContain("hpack.ts");
+	expect(
+		ofGateway.filter((file) => ofController.flat().includes(file)),
+	).toEqual([]);
+	expect(ofGateway.filter((from) => !files.includes(from)).sort()).toEqual([
+		"package.json",
+		"prom-client",
+	]);
+	expect(
+		loaded("operator.ts").filter(
+			(file) => layer(file) >= 0 && layer(file) < layer("leader.ts"),
+		),
+	).toEqual([]);
+});
+
 test("only kubeconfig.ts imports Kubernetes' client, and of that only the credentials", () => {
 	expect(importers(/^@kubernetes\/client-node/)).toEqual(["kubeconfig.ts"]);
 	expect(
@@ -89,8 +137,11 @@ test("only pki.ts and x509.ts know ASN.1", () => {
 	expect(importers(/^(pkijs|asn1js)$/).sort()).toEqual(["pki.ts", "x509.ts"]);
 });
 
-test("only metrics.ts imports prom-client", () => {
-	expect(importers(/^prom-client$/)).toEqual(["metrics.ts"]);
+test("only metrics are made with prom-client", () => {
+	expect(importers(/^prom-client$/).sort()).toEqual([
+		"gatewaymetrics.ts",
+		"metrics.ts",
+	]);
 });
 
 test("only dependencies of package.json are imported", async () => {
@@ -112,6 +163,25 @@ describe.each([
 	"manifests.ts",
 	"problems.ts",
 	"etcdstorage.ts",
+	"flags.ts",
+	"options.ts",
+	"gatewayoptions.ts",
+	"etcd.ts",
+	"etcdmessages.ts",
+	"codec.ts",
+	"edits.ts",
+	"schema.ts",
+	"keyspace.ts",
+	"grpc.ts",
+	"grpcstatus.ts",
+	"http2.ts",
+	"messages.ts",
+	"fields.ts",
+	"streams.ts",
+	"stream.ts",
+	"frames.ts",
+	"framewriter.ts",
+	"hpack.ts",
 ])("%s", (file) => {
 	test.each([
 		/\bawait\b/,
@@ -132,11 +202,12 @@ describe.each([
 		expect(code(file)).not.toMatch(impurity);
 	});
 
-	test("is pure: of Node it imports at most hashes", () => {
+	test("is pure: of Node it imports at most hashes, and words into flags", () => {
 		const fromNode = imports(file).filter(({ from }) =>
 			/^(node:|bun)/.test(from),
 		);
-		for (const { from } of fromNode) expect(from).toBe("node:crypto");
+		for (const { from } of fromNode)
+			expect(from).toBe(file === "flags.ts" ? "node:util" : "node:crypto");
 	});
 
 	test("is pure: what it imports of the API server and of X.509 are types", () => {
@@ -151,10 +222,12 @@ test("the clock is read by the shell alone", () => {
 		/\bDate\.now\b|\bnew Date\(\)/.test(code(file)),
 	);
 	expect(clocks.sort()).toEqual([
-		"controller.ts",
+		"credentials.ts",
+		"gateway.ts",
 		"leader.ts",
 		"log.ts",
 		"metrics.ts",
+		"operator.ts",
 	]);
 });
 

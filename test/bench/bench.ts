@@ -205,7 +205,7 @@ async function bareRequests(
 		coreUrls: [cluster.etcd.url],
 		coreCAConfigMap: "etcd-coreserving-ca",
 		coreCertsSecret: "etcd-coreserving-cert",
-		proxyImage: "etcd",
+		proxyImage: "etcdproxy-controller",
 	};
 	const { status } =
 		(await cluster.get<EtcdStorage>("etcdstorage", "bench-0")) ?? {};

@@ -1,5 +1,5 @@
 /** The test cluster's binaries: found, or built by the Go toolchain from pinned sources. */
-import { access, mkdir, readdir, readFile, rename } from "node:fs/promises";
+import { access, mkdir, readFile, rename } from "node:fs/promises";
 import { homedir } from "node:os";
 import { basename, join } from "node:path";
 import {
@@ -21,7 +21,7 @@ const [, major, minor] = /^v(\d+)\.(\d+)/.exec(kubernetesVersion) ?? [];
 const kubernetesFlags = `-X ${version}.gitVersion=${kubernetesVersion} -X ${version}.gitMajor=${major} -X ${version}.gitMinor=${minor}`;
 
 /** What one `go build` makes: binaries by name, with the package of each. */
-const groups = [
+const clusterGroups = [
 	{
 		title: "etcd, kube-apiserver and kubectl",
 		module: "kubernetes",
@@ -84,13 +84,43 @@ const groups = [
 	},
 ] as const;
 
+/** Clients of etcd and of HTTP/2, for tests and benchmarks: the cluster itself needs none. */
+const clientGroups = [
+	{
+		title: "clients of etcd",
+		module: "etcd",
+		usually: "1 min",
+		flags: ["-ldflags", "-s -w"],
+		packages: {
+			etcddescribe: "etcdproxy-controller/cluster/etcd/etcddescribe",
+			etcdload: "etcdproxy-controller/cluster/etcd/etcdload",
+			etcdscript: "etcdproxy-controller/cluster/etcd/etcdscript",
+		},
+	},
+	{
+		title: "h2spec",
+		module: "h2spec",
+		usually: "5 s",
+		flags: ["-ldflags", "-s -w"],
+		packages: { h2spec: "github.com/summerwind/h2spec/cmd/h2spec" },
+	},
+] as const;
+
+const groups = [...clusterGroups, ...clientGroups];
+
 type Group = (typeof groups)[number];
 type NamesOf<G> = G extends { packages: infer P } ? keyof P : never;
-export type BinaryName = NamesOf<Group>;
+export type BinaryName = NamesOf<(typeof clusterGroups)[number]>;
+export type ClientName = NamesOf<(typeof clientGroups)[number]>;
 
-/** Every binary there is. */
-export const allBinaries = groups.flatMap(
+/** Every binary of the cluster. */
+export const allBinaries = clusterGroups.flatMap(
 	(group) => Object.keys(group.packages) as BinaryName[],
+);
+
+/** Every client of etcd. */
+export const allClients = clientGroups.flatMap(
+	(group) => Object.keys(group.packages) as ClientName[],
 );
 
 const cache = join(
@@ -103,7 +133,7 @@ const cache = join(
  * controller-runtime's envtest), then in the cache, then builds the groups that are missing.
  * @throws Error with the way out when there is something to build and no Go toolchain
  */
-export async function binaries<Name extends BinaryName>(
+export async function binaries<Name extends BinaryName | ClientName>(
 	names: readonly Name[],
 	log: Log = silent,
 ): Promise<Record<Name, string>> {
@@ -138,7 +168,7 @@ export async function binaries<Name extends BinaryName>(
 	}
 	for (const { group, folder } of due) await build(group, folder, log);
 	for (const { group, folder } of folders) {
-		for (const name of Object.keys(group.packages) as BinaryName[]) {
+		for (const name of Object.keys(group.packages)) {
 			if (!found.has(name)) found.set(name, join(folder, name));
 		}
 	}
@@ -148,8 +178,8 @@ export async function binaries<Name extends BinaryName>(
 }
 
 /** What KUBEBUILDER_ASSETS offers in the pinned version; says so where a version is another. */
-async function fromAssets(log: Log): Promise<Map<BinaryName, string>> {
-	const found = new Map<BinaryName, string>();
+async function fromAssets(log: Log): Promise<Map<string, string>> {
+	const found = new Map<string, string>();
 	const folder = process.env.KUBEBUILDER_ASSETS;
 	if (!folder) return found;
 	const questions = [
@@ -179,7 +209,8 @@ function moduleFolder(group: Group): string {
 async function folderOf(group: Group): Promise<string> {
 	const hash = new Bun.CryptoHasher("sha256");
 	const module = moduleFolder(group);
-	for (const file of (await readdir(module)).sort())
+	const files = await Array.fromAsync(new Bun.Glob("**/*").scan(module));
+	for (const file of files.sort())
 		hash.update(await readFile(join(module, file)));
 	hash.update(JSON.stringify([group.flags, group.packages]));
 	return join(cache, `${group.module}-${hash.digest("hex").slice(0, 16)}`);

@@ -8,10 +8,19 @@ import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import type { EtcdStorage } from "../../etcdstorage.ts";
 import { etcdStorage, FIRST_BUILD, type Json, until } from "../harness.ts";
-import { type Demo, etcdctl, runDemo, tenantClient, waitFor } from "./demo.ts";
-import { sharedLibraries } from "./images.ts";
+import {
+	applyFile,
+	type Demo,
+	etcdctl,
+	etcdctlCommand,
+	runDemo,
+	startController,
+	tenantClient,
+	waitFor,
+} from "./demo.ts";
+import { CONCURRENCY, type LoadReport } from "./load.ts";
 import { type Cluster, startCluster } from "./node.ts";
-import { etcdImage } from "./nodeconfig.ts";
+import { etcdImage, programImage } from "./nodeconfig.ts";
 import { obstacle } from "./prerequisites.ts";
 import { terminalLog } from "./steps.ts";
 
@@ -66,8 +75,7 @@ describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 	const ready = async () =>
 		(await storage()).status?.conditions?.find((one) => one.type === "Ready")
 			?.status;
-	/** The proxies, without those that are on their way out. */
-	const pods = async () => {
+	const allPods = async () => {
 		const selector = `--selector=apiserver=${NAME}`;
 		const { items } = await json(
 			"get",
@@ -75,7 +83,49 @@ describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 			`--namespace=${NAMESPACE}`,
 			selector,
 		);
-		return (items as Json[]).filter((pod) => !pod.metadata.deletionTimestamp);
+		return items as Json[];
+	};
+	/** The proxies, without those that are on their way out. */
+	const pods = async () =>
+		(await allPods()).filter((pod) => !pod.metadata.deletionTimestamp);
+	const podNames = async () =>
+		(await pods()).map((pod) => pod.metadata.name).sort();
+	const deployment = () =>
+		json("get", "deployment", `etcd-${NAME}`, `--namespace=${NAMESPACE}`);
+	const ownKubectl = (...args: string[]) =>
+		cluster.kubectl([`--namespace=${NAMESPACE}`, ...args]);
+	/** Until the Deployment's pods are as it says, and those that they replace have ended. */
+	const rolledOut = async () => {
+		await ownKubectl(
+			...["rollout", "status", `deployment/etcd-${NAME}`, "--timeout=180s"],
+		);
+		await until(
+			async () => (await allPods()).length === 3,
+			"the former pods are gone",
+			MINUTE,
+		);
+	};
+	/** What becomes of a constant load on the API server while something happens to its proxies. */
+	const underLoad = async (
+		what: string,
+		action: () => Promise<unknown>,
+	): Promise<LoadReport> => {
+		const load = cluster.spawn(`load-${what}`, [
+			...[process.execPath, join(import.meta.dir, "load.ts")],
+			cluster.kubeconfig,
+		]);
+		try {
+			await action();
+		} finally {
+			await load.stop("SIGTERM", MINUTE);
+		}
+		const lines = readFileSync(load.logFile, "utf8").trimEnd().split("\n");
+		const report: LoadReport = JSON.parse(lines.at(-1) ?? "");
+		const { failures, missed, ...figures } = report;
+		console.log(
+			`${what}: ${JSON.stringify(figures)}, ${failures.length} failed, ${missed.length} missed`,
+		);
+		return report;
 	};
 	const restarts = async () =>
 		(await pods()).map(
@@ -224,6 +274,7 @@ describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 				"the EtcdStorage is ready again",
 				2 * MINUTE,
 			);
+			expect(before).toEqual([0, 0, 0]);
 			expect(await restarts()).toEqual(before);
 			await until(
 				() =>
@@ -236,6 +287,39 @@ describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 			);
 		},
 		6 * MINUTE,
+	);
+
+	test(
+		"a core etcd that is killed and started again is found again by the gateways, which go on running",
+		async () => {
+			const core = async () => {
+				const pod = await json("get", "pod", "etcd-0", "--namespace=etcd");
+				return pod.status.containerStatuses[0];
+			};
+			const before = await core();
+			for (const pid of processesWith("--data-dir=/data/etcd"))
+				process.kill(pid, "SIGKILL");
+			await until(
+				async () => {
+					const now = await core();
+					return now.restartCount > before.restartCount && now.ready;
+				},
+				"the core etcd is back",
+				MINUTE,
+			);
+			const back = performance.now();
+			const works = () =>
+				flunder("found-again").then(
+					() => true,
+					() => false,
+				);
+			await until(works, "the API server works again", MINUTE);
+			const seconds = (performance.now() - back) / 1000;
+			console.log(`works ${seconds.toFixed(1)} s after the core is back`);
+			await waitFor(cluster, "Ready", `etcdstorage/${NAME}`);
+			expect(await restarts()).toEqual([0, 0, 0]);
+		},
+		3 * MINUTE,
 	);
 
 	test(
@@ -297,79 +381,189 @@ describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 	);
 
 	test(
-		"a new client CA rolls the proxies, and what fails with a proxy that ends succeeds when repeated",
+		"a new client CA is taken up by the gateways that run, and no request fails",
 		async () => {
-			const generation = (
-				await json(
-					"get",
-					"deployment",
-					`etcd-${NAME}`,
-					"--namespace",
-					NAMESPACE,
-				)
-			).metadata.generation;
-			await cluster.kubectl([
-				"patch",
-				"etcdstorage",
-				NAME,
-				"--type=merge",
-				`--patch={"spec":{"signingCertificateValidity":"500h"}}`,
-			]);
-			await until(
-				async () =>
-					(
-						await json(
-							"get",
-							"deployment",
-							`etcd-${NAME}`,
-							"--namespace",
-							NAMESPACE,
-						)
-					).metadata.generation > generation,
-				"the Deployment is rolled",
-				30_000,
+			const [before, { metadata }] = [await podNames(), await deployment()];
+			const report = await underLoad("a new client CA", async () => {
+				await cluster.kubectl([
+					"patch",
+					"etcdstorage",
+					NAME,
+					"--type=merge",
+					`--patch={"spec":{"signingCertificateValidity":"500h"}}`,
+				]);
+				await until(
+					async () => {
+						const logs = await Promise.all(
+							before.map((pod) => ownKubectl("logs", pod)),
+						);
+						return logs.every((log) =>
+							log.includes("client CA bundle reloaded"),
+						);
+					},
+					"each gateway has the new CA",
+					2 * MINUTE,
+				);
+				// With the certificate that the new CA has signed.
+				const keys = ["get", "--prefix", "--keys-only", "/registry/"];
+				expect(
+					await etcdctl(cluster, await tenantClient(cluster), keys),
+				).toContain("flunders/default/fourth");
+			});
+			expect(report.requests).toBeGreaterThan(50);
+			expect(report.failures).toEqual([]);
+			expect(report.missed).toEqual([]);
+			expect(await podNames()).toEqual(before);
+			expect(await restarts()).toEqual([0, 0, 0]);
+			expect((await deployment()).metadata.generation).toBe(
+				metadata.generation,
 			);
-			const rolled = cluster.kubectl([
-				"rollout",
-				"status",
-				"deployment",
-				`etcd-${NAME}`,
-				"--namespace",
-				NAMESPACE,
-				"--timeout=120s",
-			]);
-			let done = false;
-			const failures: string[] = [];
-			let requests = 0;
-			const load = (async () => {
-				while (!done) {
-					const name = `during-${++requests}`;
-					await flunder(name).catch((error: Error) => {
-						failures.push(error.message);
-						return flunder(name);
-					});
-				}
-			})();
-			await rolled;
-			done = true;
-			await load;
-			expect(requests).toBeGreaterThan(5);
-			// grpc-proxy ends without draining: a request that is under way in one of the three is answered Unavailable.
-			expect(failures.length).toBeLessThanOrEqual(3);
-			for (const failure of failures)
-				expect(failure).toContain("code = Unavailable");
 			const bundle = await json(
-				"get",
-				"configmap",
-				`${NAME}-ca-cert`,
-				"--namespace",
-				NAMESPACE,
+				...["get", "configmap", `${NAME}-ca-cert`],
+				`--namespace=${NAMESPACE}`,
 			);
 			expect(
 				bundle.data["client-ca.crt"].match(/BEGIN CERTIFICATE/g),
 			).toHaveLength(2);
 		},
 		5 * MINUTE,
+	);
+
+	test(
+		"a client certificate that got into wrong hands is void once its signer is deleted, on connections that exist as well",
+		async () => {
+			const stolen = await tenantClient(cluster, "stolen");
+			const read = ["get", "--keys-only", "--prefix", "/registry/"];
+			expect(await etcdctl(cluster, stolen, read)).toContain(
+				"my-first-flunder",
+			);
+			const watch = cluster.spawn(
+				"stolen-watch",
+				etcdctlCommand(cluster, stolen, ["watch", "--prefix", "/"]),
+			);
+			const seen = (name: string) =>
+				readFileSync(watch.logFile, "utf8").includes(`/default/${name}`);
+			let count = 0;
+			await until(
+				async () => {
+					await flunder(`seen-${++count}`);
+					return seen(`seen-${count}`);
+				},
+				"the watch tells of what happens",
+				MINUTE,
+			);
+			await ownKubectl("delete", "secret", `${NAME}-client-signer`);
+			const refused = () =>
+				etcdctl(cluster, stolen, read).then(
+					() => false,
+					() => true,
+				);
+			await until(refused, "it is refused", 2 * MINUTE);
+			await until(
+				() =>
+					flunder("locked-out").then(
+						() => true,
+						() => false,
+					),
+				"the API server works with its new certificate",
+				2 * MINUTE,
+			);
+			expect(await refused()).toBeTrue();
+			expect(seen("locked-out")).toBeFalse();
+			await watch.stop();
+			expect(await restarts()).toEqual([0, 0, 0]);
+		},
+		5 * MINUTE,
+	);
+
+	test(
+		"gateways that are replaced, one after the other and twice, cost not one request and not one event of a watch",
+		async () => {
+			const report = await underLoad("two rolling restarts", async () => {
+				for (const _ of ["once", "again"]) {
+					const before = await podNames();
+					await ownKubectl(
+						...["rollout", "restart", `deployment/etcd-${NAME}`],
+					);
+					await rolledOut();
+					for (const name of await podNames())
+						expect(before).not.toContain(name);
+				}
+			});
+			expect(report.requests).toBeGreaterThan(500);
+			expect(report.events).toBeGreaterThan(200);
+			expect(report.failures).toEqual([]);
+			expect(report.missed).toEqual([]);
+			expect(await restarts()).toEqual([0, 0, 0]);
+		},
+		8 * MINUTE,
+	);
+
+	test(
+		"etcd's own proxies take the gateways' place and the other way round, while the API server works on",
+		async () => {
+			const move = async (image: string) => {
+				await demo.controller.stop();
+				demo.controller = await startController(cluster, demo.binary, [
+					`--etcd-proxy-image=${image}`,
+				]);
+				await until(
+					async () =>
+						(await deployment()).spec.template.spec.containers[0].image ===
+						image,
+					"the Deployment has the other image",
+					MINUTE,
+				);
+				await rolledOut();
+				await waitFor(cluster, "Ready", `etcdstorage/${NAME}`);
+			};
+			const program = async () =>
+				(await pods()).map((pod) => pod.spec.containers[0].command[0]);
+			const key = ["get", "--print-value-only", "/moved"];
+
+			const there = await underLoad("gateway to etcd", () => move(etcdImage));
+			expect(await program()).toEqual(Array(3).fill("/usr/local/bin/etcd"));
+			const tenant = await tenantClient(cluster);
+			await etcdctl(cluster, tenant, ["put", "/moved", "through etcd"]);
+			const [, lease = ""] =
+				/^lease (\w+) granted/.exec(
+					await etcdctl(cluster, tenant, ["lease", "grant", "600"]),
+				) ?? [];
+			await etcdctl(cluster, tenant, ["put", "/leased", "", "--lease", lease]);
+
+			const back = await underLoad("etcd to gateway", () => move(programImage));
+			expect(await program()).toEqual(
+				Array(3).fill("/usr/local/bin/etcdproxy-controller"),
+			);
+			expect((await etcdctl(cluster, tenant, key)).trim()).toBe("through etcd");
+			// Its number is not one of the gateway's, but the lease still holds the key.
+			const leased = async () =>
+				JSON.parse(
+					await etcdctl(cluster, tenant, [
+						"get",
+						"/leased",
+						"--write-out=json",
+					]),
+				).kvs;
+			expect(await leased()).toMatchObject([{ version: 1 }]);
+			expect((await leased())[0].lease).toBeUndefined();
+			await etcdctl(cluster, demo.core, ["lease", "revoke", lease]);
+			expect(await leased()).toBeUndefined();
+
+			const { annotations = {} } = (await deployment()).spec.template.metadata;
+			expect(JSON.stringify(annotations)).not.toContain("ca-sha256");
+
+			expect(there.requests).toBeGreaterThan(100);
+			expect(there.failures).toEqual([]);
+			expect(there.missed).toEqual([]);
+			expect(back.requests).toBeGreaterThan(100);
+			// grpc-proxy ends without draining: what is under way in one of the three is answered Unavailable.
+			expect(back.failures.length).toBeLessThanOrEqual(3 * CONCURRENCY);
+			for (const failure of back.failures)
+				expect(failure).toContain("code = Unavailable");
+			expect(back.missed).toEqual([]);
+		},
+		8 * MINUTE,
 	);
 
 	test(
@@ -391,33 +585,8 @@ describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 		"the controller works as a Deployment of its own, from artifacts/deployment and an image of nothing but its binary and libc",
 		async () => {
 			await demo.controller.stop();
-			const binary = join(cluster.dir, "etcdproxy-controller");
-			await cluster.importImage({
-				name: "localhost/etcdproxy-controller:dev",
-				files: {
-					"/usr/local/bin/etcdproxy-controller": binary,
-					...(await sharedLibraries(binary)),
-				},
-				entrypoint: ["/usr/local/bin/etcdproxy-controller"],
-			});
-			const manifest = await Bun.file(
-				join(
-					import.meta.dir,
-					"../../artifacts/deployment/00-etcdproxy-controller.yaml",
-				),
-			).text();
-			await cluster.kubectl(
-				["apply", "--filename=-"],
-				manifest
-					.replace(
-						"xmudrii/etcdproxy-controller:latest",
-						"localhost/etcdproxy-controller:dev",
-					)
-					.replace(
-						/^( +- )--leader-elect$/m,
-						`$&\n$1--etcd-proxy-image=${etcdImage}`,
-					),
-			);
+			const before = await deployment();
+			await applyFile(cluster, "deployment/00-etcdproxy-controller.yaml");
 			await cluster.kubectl([
 				"rollout",
 				"status",
@@ -435,7 +604,9 @@ describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 					(one) => one.metadata.name === `etcd-${NAME}`,
 				)?.metadata.uid;
 			};
-			const before = await uid();
+			// Its proxies are what they were: the image that the manifest names is the controller's own.
+			expect((await deployment()).spec).toEqual(before.spec);
+			const service = await uid();
 			await cluster.kubectl([
 				"delete",
 				"service",
@@ -443,7 +614,7 @@ describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 				`--namespace=${NAMESPACE}`,
 			]);
 			await until(
-				async () => ![undefined, before].includes(await uid()),
+				async () => ![undefined, service].includes(await uid()),
 				"the Service is back",
 				MINUTE,
 			);

@@ -75,6 +75,8 @@ export interface ControlPlaneOptions {
 	controllerManager?: boolean;
 	/** More flags for the API server; the last of a kind counts. */
 	apiServerFlags?: string[];
+	/** Stores everything there; by default an etcd of its own is started. */
+	etcd?: ControlPlane["etcd"];
 	log?: Log;
 }
 
@@ -104,12 +106,15 @@ export async function startControlPlane(
 
 	try {
 		const pki = await createPki(join(dir, "pki"), address);
-		const etcd = { url: "", caFile: pki.etcd.certFile, ...pki.etcdClient };
 		const [etcdPort, peerPort, serverPort] = freePorts(
 			address,
 			netns !== undefined,
 		);
-		etcd.url = `https://${address}:${etcdPort}`;
+		const etcd = options.etcd ?? {
+			url: `https://${address}:${etcdPort}`,
+			caFile: pki.etcd.certFile,
+			...pki.etcdClient,
+		};
 		const server = `https://${address}:${serverPort}`;
 
 		// One user may have several, e.g. one with an expired certificate.
@@ -224,7 +229,9 @@ export async function startControlPlane(
 		const start = (name: string, command: string[]) =>
 			processes.start(name, [...inNetns, ...command]);
 
-		const etcdProcess = start("etcd", [paths.etcd, ...etcdFlags]);
+		const etcdProcess = options.etcd
+			? undefined
+			: start("etcd", [paths.etcd, ...etcdFlags]);
 		let apiServer: Child | undefined;
 		const startApiServer = async () => {
 			if (apiServer?.running) return;
@@ -235,7 +242,7 @@ export async function startControlPlane(
 			]);
 			apiServer = child;
 			const ready = async () => {
-				etcdProcess.mustRun();
+				etcdProcess?.mustRun();
 				child.mustRun();
 				return (await kubectl(["get", "--raw=/readyz"])) === "ok";
 			};

@@ -1,9 +1,12 @@
 /** The main job from beginning to end: an EtcdStorage becomes the storage of a real API server. */
-import { readdir, readFile, writeFile } from "node:fs/promises";
+import { exists, readdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { flags } from "../../options.ts";
 import { Authority, type Certificate } from "./certificates.ts";
+import { compileController } from "./compile.ts";
+import { sharedLibraries } from "./images.ts";
 import type { Cluster } from "./node.ts";
-import { etcdImage } from "./nodeconfig.ts";
+import { etcdImage, programImage } from "./nodeconfig.ts";
 import { type Child, type Log, run, silent } from "./processes.ts";
 import { step } from "./steps.ts";
 
@@ -18,6 +21,7 @@ const flunderKey =
 
 /** Images of the manifests and what stands in for them: nothing is pulled. */
 const replacements = {
+	[String(flags["etcd-proxy-image"].default)]: programImage,
 	"gcr.io/etcd-development/etcd:v3.7.3": etcdImage,
 	"registry.k8s.io/e2e-test-images/sample-apiserver:1.29.2":
 		"localhost/sample-apiserver:v0.37.2",
@@ -33,6 +37,8 @@ export interface EtcdClient {
 
 export interface Demo {
 	controller: Child;
+	/** Path of the program. */
+	binary: string;
 	/** The core etcd, without any prefix. */
 	core: EtcdClient;
 	/** The endpoint of the EtcdStorage with the certificate from its Secret. */
@@ -47,8 +53,18 @@ export async function runDemo(
 	cluster: Cluster,
 	log: Log = silent,
 ): Promise<Demo> {
-	const binary = await step(log, "controller compiled", () =>
+	const binary = await step(log, "controller and gateway compiled", () =>
 		compileController(join(cluster.dir, "etcdproxy-controller")),
+	);
+	await step(log, `they are the image ${programImage}`, async () =>
+		cluster.importImage({
+			name: programImage,
+			files: {
+				"/usr/local/bin/etcdproxy-controller": binary,
+				...(await sharedLibraries(binary)),
+			},
+			entrypoint: ["/usr/local/bin/etcdproxy-controller"],
+		}),
 	);
 	await step(log, "artifacts/deployment applied: CRD and RBAC", () =>
 		applyDeployment(cluster),
@@ -90,7 +106,7 @@ export async function runDemo(
 	const core = await coreClient(cluster);
 	const tenant = await tenantClient(cluster);
 	await checkSeparation(cluster, core, tenant, log);
-	return { controller, core, tenant };
+	return { controller, binary, core, tenant };
 }
 
 /** Applies a file of artifacts/, with the cluster's own images. */
@@ -141,30 +157,11 @@ export async function applyCoreEtcd(cluster: Cluster): Promise<void> {
 	]);
 }
 
-/** Compiles the controller as it is shipped. @returns the path of the binary */
-export async function compileController(outfile: string): Promise<string> {
-	await run(
-		[
-			process.execPath,
-			"build",
-			"--compile",
-			"--minify",
-			"--outfile",
-			outfile,
-			join(root, "controller.ts"),
-		],
-		{
-			cwd: root,
-		},
-	);
-	return outfile;
-}
-
 /** Starts the controller in the cluster's network, with the rights of artifacts/deployment and no more. */
 export async function startController(
 	cluster: Cluster,
 	binary: string,
-	flags: string[] = [],
+	more: string[] = [],
 ): Promise<Child> {
 	const kubeconfig = await cluster.kubeconfigForServiceAccount(
 		"kube-apiserver-storage",
@@ -175,8 +172,8 @@ export async function startController(
 		binary,
 		`--kubeconfig=${kubeconfig}`,
 		`--etcd-core-url=${coreUrl}`,
-		`--etcd-proxy-image=${etcdImage}`,
-		...flags,
+		`--etcd-proxy-image=${programImage}`,
+		...more,
 	]);
 }
 
@@ -210,30 +207,33 @@ export async function waitFor(
 }
 
 /** Runs etcdctl in the cluster's network. @throws Error with what it says */
-export function etcdctl(
+export const etcdctl = (
 	cluster: Cluster,
 	etcd: EtcdClient,
 	args: string[],
-): Promise<string> {
-	return cluster.exec([
-		cluster.binary("etcdctl"),
-		`--endpoints=${etcd.url}`,
-		`--cacert=${etcd.caFile}`,
-		...(etcd.certificate
-			? [
-					`--cert=${etcd.certificate.certFile}`,
-					`--key=${etcd.certificate.keyFile}`,
-				]
-			: []),
-		"--command-timeout=3s",
-		...args,
-	]);
-}
+): Promise<string> => cluster.exec(etcdctlCommand(cluster, etcd, args));
+
+/** The words that run etcdctl. */
+export const etcdctlCommand = (
+	cluster: Cluster,
+	{ url, caFile, certificate }: EtcdClient,
+	args: string[],
+): string[] => [
+	cluster.binary("etcdctl"),
+	`--endpoints=${url}`,
+	`--cacert=${caFile}`,
+	...(certificate
+		? [`--cert=${certificate.certFile}`, `--key=${certificate.keyFile}`]
+		: []),
+	"--command-timeout=3s",
+	...args,
+];
 
 /** The core etcd, with the certificate that the proxies have for it. */
 export function coreClient(cluster: Cluster): Promise<EtcdClient> {
 	return clientFrom(
 		cluster,
+		"core",
 		coreUrl,
 		"kube-apiserver-storage",
 		"etcd-coreserving-ca",
@@ -242,10 +242,17 @@ export function coreClient(cluster: Cluster): Promise<EtcdClient> {
 	);
 }
 
-/** The endpoint of the EtcdStorage, with the certificate of its API server. */
-export function tenantClient(cluster: Cluster): Promise<EtcdClient> {
+/**
+ * The endpoint of the EtcdStorage, with the certificate of its API server.
+ * @param copy name of its files; they are written anew for another client of the same name
+ */
+export function tenantClient(
+	cluster: Cluster,
+	copy = "tenant",
+): Promise<EtcdClient> {
 	return clientFrom(
 		cluster,
+		copy,
 		endpoint,
 		"k8s-sample-apiserver",
 		"etcd-serving-ca",
@@ -256,6 +263,7 @@ export function tenantClient(cluster: Cluster): Promise<EtcdClient> {
 
 async function clientFrom(
 	cluster: Cluster,
+	file: string,
 	url: string,
 	namespace: string,
 	configMap: string,
@@ -279,8 +287,7 @@ async function clientFrom(
 		read("configmap", configMap),
 		read("secret", secret),
 	]);
-	const path = (extension: string) =>
-		join(cluster.dir, `${secret}.${extension}`);
+	const path = (extension: string) => join(cluster.dir, `${file}.${extension}`);
 	const decode = (key: string) => Buffer.from(pair[key] ?? "", "base64");
 	await Promise.all([
 		writeFile(path("ca"), ca[caKey] ?? ""),
@@ -351,6 +358,41 @@ async function checkSeparation(
 			expect(
 				(await etcdctl(cluster, tenant, ["get", canary])) === "",
 				`${canary} can be read`,
+			);
+		},
+	);
+	await step(
+		log,
+		"etcdctl snapshot save through the endpoint is refused, and says what to do",
+		async () => {
+			const file = join(cluster.dir, "snapshot");
+			const answer = await etcdctl(cluster, tenant, [
+				"snapshot",
+				"save",
+				file,
+			]).catch((error: Error) => error.message);
+			expect(
+				answer.includes(
+					"etcdproxy: Snapshot: a snapshot has the keys of all tenants",
+				),
+				`it says ${answer}`,
+			);
+			expect(!(await exists(file)), `${file} is there`);
+		},
+	);
+	await step(
+		log,
+		"etcdctl member list shows one member, the endpoint",
+		async () => {
+			const { members } = JSON.parse(
+				await etcdctl(cluster, tenant, ["member", "list", "--write-out=json"]),
+			);
+			const urls = members.flatMap((one: { clientURLs?: string[] }) => [
+				...(one.clientURLs ?? []),
+			]);
+			expect(
+				members.length === 1 && urls.join() === endpoint,
+				`it shows ${JSON.stringify(members)}`,
 			);
 		},
 	);

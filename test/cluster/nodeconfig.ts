@@ -10,8 +10,11 @@ export const dnsAddress = "10.96.0.10";
 export const containerdSocket = "/run/containerd/containerd.sock";
 const podRange = "10.244.0.0/24";
 
-/** The image of the proxies and of the example core etcd. */
+/** The image of the example core etcd, and of etcd's own proxies. */
 export const etcdImage = `localhost/etcd:${etcdVersion}`;
+
+/** The image of this program: controller and gateway. */
+export const programImage = "localhost/etcdproxy-controller:dev";
 
 const pauseImage = "localhost/pause:1";
 

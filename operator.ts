@@ -1,0 +1,412 @@
+/** The controller's shell: watches -> queue -> visit -> status and events; leader election, health, metrics, signals. */
+
+import { randomUUID } from "node:crypto";
+import { hostname } from "node:os";
+import { isDeepStrictEqual } from "node:util";
+import { Cache } from "./cache.ts";
+import { finalize } from "./deletion.ts";
+import {
+	API_VERSION,
+	type EtcdStorage,
+	readSpec,
+	readStatus,
+} from "./etcdstorage.ts";
+import {
+	ApiError,
+	type Kind,
+	Kube,
+	type KubeObject,
+	type KubeOptions,
+	loadKubeConfig,
+} from "./kube.ts";
+import { elect, type Leadership, REQUEST_TIMEOUT_MS } from "./leader.ts";
+import { explain, type Log, logger } from "./log.ts";
+import {
+	type Data,
+	FIELD_MANAGER,
+	ownerOf,
+	possibleOwners,
+} from "./manifests.ts";
+import { Metrics } from "./metrics.ts";
+import { help, type Options, parseOptions } from "./options.ts";
+import packageJson from "./package.json" with { type: "json" };
+import { Queue } from "./queue.ts";
+import {
+	type EventNote,
+	events,
+	nextVisit,
+	type Outcome,
+	status,
+} from "./status.ts";
+import { TargetReader } from "./targets.ts";
+import { type Context, visit } from "./visit.ts";
+import type { Deployment } from "./workload.ts";
+
+/** EtcdStorages visited at once: enough to hide the API server's latency, few enough not to crowd it. */
+const CONCURRENCY = 8;
+/** How long visits that have begun may take after SIGTERM, well within a pod's 30 s of grace. */
+const DRAIN_MS = 5_000;
+
+class Controller {
+	readonly #log: Log;
+	readonly #context: Context;
+	readonly #queue: Queue;
+	readonly #metrics: Metrics;
+	/** With a connection of its own: nothing else may hold up a renewal. */
+	readonly #leaseClient: Kube;
+	readonly #certificates = new Map<string, Outcome["certificates"]>();
+	/** The status that we last wrote or agreed with, by EtcdStorage. */
+	readonly #told = new Map<string, EtcdStorage["status"]>();
+	#leading = false;
+
+	constructor(options: Options, log: Log) {
+		this.#log = log;
+		this.#queue = new Queue({
+			concurrency: CONCURRENCY,
+			work: (name) => this.#work(name),
+			onError: (name, error, retryMs) => {
+				const next = `next try in ${(retryMs / 1000).toFixed(1)}s`;
+				log("ERROR", `${explain(error)}; ${next}`, name);
+			},
+		});
+		this.#metrics = new Metrics(
+			packageJson.version,
+			() => this.#queue,
+			this.#certificates,
+		);
+		const config = loadKubeConfig(options.kubeconfig || undefined);
+		const client = (more: Partial<KubeOptions> = {}) =>
+			new Kube(config, {
+				fieldManager: FIELD_MANAGER,
+				onRequest: ({ verb, kind, code }) =>
+					this.#metrics.requests.inc({ verb, kind, code }),
+				...more,
+			});
+		const kube = client();
+		this.#leaseClient = client({ requestTimeoutMs: REQUEST_TIMEOUT_MS });
+		this.#context = {
+			kube,
+			environment: {
+				namespace: options.namespace,
+				coreUrls: options["etcd-core-url"],
+				coreCAConfigMap: options["etcd-core-ca-configmap"],
+				coreCertsSecret: options["etcd-core-certs-secret"],
+				proxyImage: options["etcd-proxy-image"],
+			},
+			storages: new Cache<EtcdStorage>(),
+			owned: {
+				ConfigMap: new Cache<Data>(),
+				Secret: new Cache<Data>(),
+				Service: new Cache<KubeObject>(),
+				Deployment: new Cache<Deployment>(),
+			},
+			targets: new TargetReader(kube),
+			now: Date.now,
+			event: (storage, note) => this.#event(storage, note),
+		};
+	}
+
+	/** Runs until the signal aborts, or until leadership is lost. */
+	async run(signal: AbortSignal, leaderElection: boolean): Promise<void> {
+		const { environment, storages, owned } = this.#context;
+		const stopped = new AbortController();
+		const stop = () => stopped.abort();
+		signal.addEventListener("abort", stop, { once: true });
+		const follows = [
+			this.#follow("EtcdStorage", storages, stopped.signal),
+			...Object.entries(owned).map(([kind, cache]) =>
+				this.#follow(
+					kind as Kind,
+					cache as Cache<KubeObject>,
+					stopped.signal,
+					environment.namespace,
+				),
+			),
+		];
+		let leadership: Leadership | undefined;
+		if (leaderElection) {
+			leadership = await elect(this.#leaseClient, {
+				namespace: environment.namespace,
+				name: FIELD_MANAGER,
+				identity: `${hostname()}_${randomUUID()}`,
+				signal: stopped.signal,
+				onLeader: (leader) => this.#log("INFO", `${leader} leads; waiting`),
+			});
+			if (leadership) this.#log("INFO", "leading");
+		}
+		this.#leading = !stopped.signal.aborted;
+		this.#enqueueAll();
+		leadership?.lost.then((reason) => {
+			if (signal.aborted) return;
+			process.exitCode = 1;
+			this.#log("ERROR", `leadership lost: ${reason}`);
+			stop();
+		});
+		await Promise.all(follows);
+		this.#leading = false;
+		// Who has lost the lease does not wait for what still runs: the next leader does not, either.
+		if (!signal.aborted) return;
+		await Promise.race([this.#queue.stop(), Bun.sleep(DRAIN_MS)]);
+		await leadership?.release().catch((error) => {
+			if (!(error instanceof ApiError)) throw error;
+			this.#log("WARN", `the lease runs out by itself: ${error.message}`);
+		});
+	}
+
+	get synced(): boolean {
+		const { storages, owned } = this.#context;
+		return [storages, ...Object.values(owned)].every((cache) => cache.synced);
+	}
+
+	metrics(): Promise<string> {
+		return this.#metrics.registry.metrics();
+	}
+
+	#follow<T extends KubeObject>(
+		kind: Kind,
+		cache: Cache<T>,
+		signal: AbortSignal,
+		namespace?: string,
+	): Promise<void> {
+		return this.#context.kube.follow<T>(kind, {
+			...(namespace !== undefined && { namespace }),
+			signal,
+			onSync: (objects) => {
+				const wasSynced = this.synced;
+				for (const object of cache.replace(objects))
+					this.#enqueue(kind, object);
+				if (!wasSynced && this.synced) {
+					this.#log(
+						"INFO",
+						`watching ${this.#context.storages.size} EtcdStorages`,
+					);
+					this.#enqueueAll();
+				}
+			},
+			onEvent: (type, object) => {
+				if (cache.event(type, object)) this.#enqueue(kind, object);
+			},
+			onRestart: (reason) => {
+				this.#metrics.watchRestarts.inc({ kind });
+				const hint = hintAt(kind, reason);
+				this.#log("WARN", `watch of ${kind}s interrupted: ${reason}${hint}`);
+			},
+		});
+	}
+
+	/** Whose business an object is: its own, its owner's, everybody's, or that of whom it stands in the way. */
+	#enqueue(kind: Kind, object: KubeObject): void {
+		if (!this.#leading || !this.synced) return;
+		const { environment, storages } = this.#context;
+		const { name } = object.metadata;
+		const owner = kind === "EtcdStorage" ? name : ownerOf(object);
+		if (
+			(kind === "ConfigMap" && name === environment.coreCAConfigMap) ||
+			(kind === "Secret" && name === environment.coreCertsSecret)
+		)
+			this.#enqueueAll();
+		else if (owner !== undefined) this.#queue.add(owner);
+		else
+			for (const candidate of possibleOwners(name))
+				if (storages.get(candidate)) this.#queue.add(candidate);
+	}
+
+	#enqueueAll(): void {
+		if (!this.#leading || !this.synced) return;
+		for (const storage of this.#context.storages.values())
+			this.#queue.add(storage.metadata.name);
+	}
+
+	/** One visit, and everything that is made from its outcome. Resolves to the milliseconds until the next one. */
+	async #work(name: string): Promise<number | undefined> {
+		const known = this.#context.storages.get(name);
+		if (!known) {
+			this.#certificates.delete(name);
+			this.#told.delete(name);
+			return undefined;
+		}
+		const storage = { ...known, status: readStatus(known) };
+		const done = this.#metrics.reconcileSeconds.startTimer();
+		try {
+			if (storage.metadata.deletionTimestamp) {
+				await finalize(storage, this.#context);
+				this.#metrics.reconciles.inc({ result: "success" });
+				this.#log("INFO", "deleted; its keys stay in the core etcd", name);
+				return undefined;
+			}
+			// A status by another hand: somebody else is at work, and the targets may not be as we remember them.
+			if (!isDeepStrictEqual(known.status, this.#told.get(name)))
+				for (const target of storage.status?.targets ?? [])
+					this.#context.targets.forget(target);
+			const outcome = await visit(storage, this.#context);
+			this.#certificates.set(name, outcome.certificates);
+			this.#metrics.issued.inc(outcome.issued.length);
+			const told = await this.#tell(storage, outcome);
+			this.#told.set(name, (told ?? known).status);
+			const passing = outcome.problems.filter((one) => !one.userError);
+			if (passing.length > 0)
+				throw new Error(passing.map((one) => one.message).join(" | "));
+			this.#metrics.reconciles.inc({
+				result: outcome.problems.length > 0 ? "problem" : "success",
+			});
+			return nextVisit(outcome, this.#context.now(), Math.random());
+		} catch (error) {
+			this.#metrics.reconciles.inc({ result: "error" });
+			throw error;
+		} finally {
+			done();
+		}
+	}
+
+	/** Log, status and events: each only where something has changed. Resolves to what was written. */
+	async #tell(
+		storage: EtcdStorage,
+		outcome: Outcome,
+	): Promise<EtcdStorage | undefined> {
+		const { kube, environment, storages } = this.#context;
+		const { name, uid = "" } = storage.metadata;
+		const news = [
+			...outcome.issued.map((one) => `issued ${one}`),
+			...outcome.written,
+		];
+		if (news.length > 0) this.#log("INFO", news.join("; "), name);
+		const before = storage.status;
+		const after = status(
+			storage,
+			environment.namespace,
+			readSpec(storage),
+			outcome,
+			this.#context.now(),
+		);
+		const shown = after.conditions?.map((ours) =>
+			before?.conditions?.find((one) => one.type === ours.type),
+		);
+		let written: EtcdStorage | undefined;
+		if (!isDeepStrictEqual({ ...before, conditions: shown }, { ...after })) {
+			written = await kube.apply(
+				{
+					apiVersion: API_VERSION,
+					kind: "EtcdStorage",
+					metadata: { name, uid },
+					status: after,
+				} as EtcdStorage,
+				{ subresource: "status" },
+			);
+			storages.wrote(written);
+		}
+		for (const note of events(before, after, outcome.issued)) {
+			if (note.type === "Warning")
+				this.#log("WARN", `${note.reason}: ${note.message}`, name);
+			await this.#event(storage, note);
+		}
+		return written;
+	}
+
+	/** An event that cannot be written is logged and no more: conditions are what counts. */
+	async #event(
+		storage: EtcdStorage,
+		{ type, reason, message }: EventNote,
+	): Promise<void> {
+		const { name, uid } = storage.metadata;
+		const time = new Date().toISOString().replace(/\.\d+/, "");
+		const event = {
+			apiVersion: "v1",
+			kind: "Event",
+			// Events about cluster-scoped objects live in the namespace "default".
+			metadata: { name: `${name}.${randomUUID()}`, namespace: "default" },
+			involvedObject: {
+				apiVersion: API_VERSION,
+				kind: "EtcdStorage",
+				name,
+				uid,
+			},
+			type,
+			reason,
+			message: message.length > 1024 ? `${message.slice(0, 1021)}...` : message,
+			source: { component: FIELD_MANAGER },
+			firstTimestamp: time,
+			lastTimestamp: time,
+			count: 1,
+		};
+		try {
+			await this.#context.kube.create(event);
+		} catch (error) {
+			if (!(error instanceof ApiError)) throw error;
+			this.#log(
+				"WARN",
+				`event ${reason} was not recorded: ${error.message}`,
+				name,
+			);
+		}
+	}
+}
+
+/** `/healthz`: the process; `/readyz`: it has seen the cluster; `/metrics`. */
+function serve(address: string, controller: Controller): Bun.Server<undefined> {
+	const [, hostname = "", port = ""] = /^(.*):(\d+)$/.exec(address) ?? [];
+	const text = (body: string, code = 200) =>
+		new Response(`${body}\n`, { status: code });
+	return Bun.serve({
+		...(hostname !== "" && { hostname: hostname.replace(/^\[|\]$/g, "") }),
+		port: Number(port),
+		routes: {
+			"/healthz": () => text("ok"),
+			"/readyz": () =>
+				controller.synced
+					? text("ok")
+					: text(
+							"waiting for the first complete lists from the API server",
+							503,
+						),
+			"/metrics": async () =>
+				new Response(await controller.metrics(), {
+					headers: {
+						"content-type": "text/plain; version=0.0.4; charset=utf-8",
+					},
+				}),
+		},
+		fetch: () => text("not found", 404),
+	});
+}
+
+/**
+ * `etcdproxy-controller`, until a signal ends it or leadership is lost.
+ * @param args the words after the program's name
+ * @throws UsageError; Error when the kubeconfig is no good or the address is in use
+ */
+export async function runController(args: string[]): Promise<void> {
+	const options = parseOptions(args);
+	if ("help" in options) return void process.stdout.write(help());
+	if ("version" in options)
+		return void process.stdout.write(
+			`etcdproxy-controller ${packageJson.version}\n`,
+		);
+
+	const log = logger(options["log-format"]);
+	const controller = new Controller(options, log);
+	const stop = new AbortController();
+	for (const signal of ["SIGTERM", "SIGINT"] as const)
+		process.once(signal, () => {
+			log("INFO", `${signal}: stopping`);
+			stop.abort();
+		});
+	const address = options["listen-addr"];
+	const server = address === "" ? undefined : serve(address, controller);
+	log(
+		"INFO",
+		`etcdproxy-controller ${packageJson.version}${server ? `, metrics at ${server.url}metrics` : ""}`,
+	);
+	await controller.run(stop.signal, options["leader-elect"]);
+	await server?.stop(true);
+	// Requests that are not answered would keep the process.
+	process.exit();
+}
+
+/** The way out, where the reason why a watch fails leaves one guessing. */
+function hintAt(kind: Kind, reason: string): string {
+	if (reason.includes(": Unauthorized:"))
+		return "; the kubeconfig's credentials are wrong or have expired";
+	return kind === "EtcdStorage" && reason.includes("NotFound")
+		? "; is the CustomResourceDefinition installed? See artifacts/deployment"
+		: "";
+}
