@@ -1,26 +1,26 @@
 /**
  * What a tenant may ask of the core etcd: each RPC of etcd's API v3, served or refused, and its messages moved into and
- * out of the tenant's part of the core. etcdmessages.ts has the messages, codec.ts moves them. Pure.
+ * out of the tenant's part of the core. etcd/messages.ts has the messages, etcd/codec.ts moves them. Pure.
  */
 import {
 	isSet,
 	rewriteFields,
 	rewriteRequest,
 	rewriteResponse,
-} from "./codec.ts";
-import * as etcd from "./etcdmessages.ts";
-import { Code } from "./grpcstatus.ts";
+} from "./etcd/codec.ts";
 import {
 	type Keyspace,
 	keyspace,
 	lengthDelimited,
 	memberIdOf,
-} from "./keyspace.ts";
-import type { Message } from "./schema.ts";
+} from "./etcd/keyspace.ts";
+import * as etcd from "./etcd/messages.ts";
+import type { Message } from "./etcd/schema.ts";
+import { Code } from "./grpc.ts";
 
-export { completeFields } from "./codec.ts";
-export { Code, Status } from "./grpcstatus.ts";
-export { LEASE_MAX } from "./keyspace.ts";
+export { completeFields } from "./etcd/codec.ts";
+export { LEASE_MAX } from "./etcd/keyspace.ts";
+export { Code, Status } from "./grpc.ts";
 
 export interface Tenant extends Keyspace {
 	/** A request, behind gRPC's prefix, whose answer has a header and costs the core next to nothing. */

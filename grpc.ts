@@ -1,5 +1,5 @@
 /** gRPC over HTTP/2, the part that is not HTTP/2: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md. Pure. */
-import type { Header } from "./hpack.ts";
+import type { Header } from "./http2.ts";
 
 /** Length of a message's prefix: a flag (compressed or not) and the message's length, 4 octets. */
 export const PREFIX = 5;
@@ -169,4 +169,37 @@ function percentDecode(text: string): string {
 		if (hex) at += 2;
 	}
 	return new TextDecoder().decode(new Uint8Array(bytes));
+}
+
+/** https://grpc.github.io/grpc/core/md_doc_statuscodes.html */
+export const Code = {
+	OK: 0,
+	CANCELLED: 1,
+	UNKNOWN: 2,
+	INVALID_ARGUMENT: 3,
+	DEADLINE_EXCEEDED: 4,
+	NOT_FOUND: 5,
+	ALREADY_EXISTS: 6,
+	PERMISSION_DENIED: 7,
+	RESOURCE_EXHAUSTED: 8,
+	FAILED_PRECONDITION: 9,
+	ABORTED: 10,
+	OUT_OF_RANGE: 11,
+	UNIMPLEMENTED: 12,
+	INTERNAL: 13,
+	UNAVAILABLE: 14,
+	DATA_LOSS: 15,
+	UNAUTHENTICATED: 16,
+} as const;
+export type Code = (typeof Code)[keyof typeof Code];
+
+/** How a call ends. */
+export class Status extends Error {
+	override readonly name = "Status";
+	readonly code: Code;
+
+	constructor(code: Code, message: string) {
+		super(message);
+		this.code = code;
+	}
 }

@@ -20,17 +20,17 @@ import {
 	protocolError,
 	readSettings,
 	Setting,
-} from "./frames.ts";
-import { FrameWriter, type Transport } from "./framewriter.ts";
-import { CompressionError, type Header } from "./hpack.ts";
-import { MAX_HEADER_LIST_SIZE, Messages } from "./messages.ts";
-import type { Stream, StreamEvents } from "./stream.ts";
-import { Streams } from "./streams.ts";
+} from "./http2/frames.ts";
+import { FrameWriter, type Transport } from "./http2/framewriter.ts";
+import { CompressionError, type Header } from "./http2/hpack.ts";
+import { MAX_HEADER_LIST_SIZE, Messages } from "./http2/messages.ts";
+import type { Stream, StreamEvents } from "./http2/stream.ts";
+import { Streams } from "./http2/streams.ts";
 
-export { ErrorCode } from "./frames.ts";
-export type { Transport } from "./framewriter.ts";
-export type { Header } from "./hpack.ts";
-export type { Stream, StreamEvents } from "./stream.ts";
+export { ErrorCode } from "./http2/frames.ts";
+export type { Transport } from "./http2/framewriter.ts";
+export type { Header } from "./http2/hpack.ts";
+export type { Stream, StreamEvents } from "./http2/stream.ts";
 
 const MAX_CONCURRENT_STREAMS = 100;
 /** Bytes in answers that a client makes us give (headers, PING, SETTINGS, resets) and does not read. */

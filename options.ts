@@ -1,4 +1,4 @@
-/** The controller's command line; the gateway's is in gatewayoptions.ts. */
+/** The controller's command line; the gateway's is in gateway/options.ts. */
 import { isObjectName } from "./etcdstorage.ts";
 import {
 	type Flags,

@@ -1,7 +1,7 @@
 /** The budget's decisions, one by one, and in any order that chance thinks of. */
 import { afterEach, describe, expect, test } from "bun:test";
 import fc from "fast-check";
-import { Budget, type Holder } from "../budget.ts";
+import { Budget, type Holder } from "../gateway/budget.ts";
 
 const STALL_MS = 10_000;
 const SECOND = 1_000;
@@ -130,7 +130,7 @@ describe("room", () => {
 		a.reserve(60);
 		b.reserve(60);
 		c.reserve(40);
-		b.end();
+		room.budget.forget(b);
 		expect(room.served).toEqual(["a 60", "c 40"]);
 	});
 

@@ -18,7 +18,7 @@ import {
 	CredentialsError,
 	distrust,
 	parseCredentials,
-} from "../credentials.ts";
+} from "../gateway/credentials.ts";
 import { bundle, issueCA, parseCertificates } from "../pki.ts";
 import { run } from "./cluster/processes.ts";
 import { until } from "./harness.ts";

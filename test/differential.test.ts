@@ -99,6 +99,42 @@ describe("any script of operations", () => {
 	});
 });
 
+test("every comparison with everything that can be compared has the same result", async () => {
+	const operands: Record<string, string[]> = {
+		version: ["0", "1", "2", "-1", "9223372036854775807"],
+		create_revision: ["0", "@0", "@1", "@2", "-1"],
+		mod_revision: ["0", "@0", "@1", "@2", "-1"],
+		value: ["", "v", "w", "\0"],
+		lease: [
+			...["0", "#e1", "#e2", "77", "2097151", "2097152", "-1"],
+			...["9223372036854775807", "-9223372036854775808"],
+		],
+	};
+	const compared = [
+		...["a", "b", "c"].map((key): Plain => ({ key })),
+		{ key: "a", range_end: "b" },
+		{ key: "a", range_end: "\0" },
+		{ key: "b", range_end: "a" },
+		{ key: "a", range_end: "" },
+	];
+	const ops = Object.entries(operands).flatMap(([name, values], target) =>
+		values.flatMap((value) =>
+			[0, 1, 2, 3].flatMap((result) =>
+				compared.map((range) =>
+					txn({ compare: [{ ...range, target, result, [name]: value }] }),
+				),
+			),
+		),
+	);
+	await comparison.run({
+		noise: "none",
+		ops: [
+			...[grant("e1", "1"), grant("e2", "2"), put("a", { lease: "#e1" })],
+			...[put("b", { value: "" }), put("a", { lease: "#e2" }), ...ops],
+		],
+	});
+});
+
 describe("an error is etcd's, word for word:", () => {
 	const nested = (depth: number, request: Plain): Plain =>
 		depth === 0

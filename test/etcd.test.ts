@@ -1,4 +1,5 @@
 import { beforeAll, describe, expect, test } from "bun:test";
+import { Rule, type Type } from "../etcd/schema.ts";
 import {
 	Code,
 	LEASE_MAX,
@@ -12,7 +13,6 @@ import {
 	UNKNOWN_METHOD,
 	watchChange,
 } from "../etcd.ts";
-import { Rule, type Type } from "../schema.ts";
 import {
 	coreBytes,
 	DRAWN,

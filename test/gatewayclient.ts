@@ -1,7 +1,7 @@
 /** Clients of the gateway: etcd's own, driven by commands, and one that breaks the rules of HTTP/2 and of good manners. */
 import { readFileSync } from "node:fs";
 import { type ConnectionOptions, connect, type TLSSocket } from "node:tls";
-import { Decoder } from "../hpack.ts";
+import { Decoder } from "../http2/hpack.ts";
 import type { Header } from "../http2.ts";
 import { binaries } from "./cluster/binaries.ts";
 import { until } from "./cluster/processes.ts";

@@ -5,7 +5,7 @@ import {
 	gatewayFlags,
 	gatewayHelp,
 	parseGatewayOptions,
-} from "../gatewayoptions.ts";
+} from "../gateway/options.ts";
 
 const needed = {
 	endpoints: "https://core:2379",

@@ -10,7 +10,7 @@ import {
 	Encoder,
 	type Header,
 	maxEncodedLength,
-} from "../hpack.ts";
+} from "../http2/hpack.ts";
 
 const bytes = (hex: string) => Uint8Array.fromHex(hex.replaceAll(" ", ""));
 const join = (...parts: (Uint8Array | number[])[]) =>

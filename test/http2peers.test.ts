@@ -2,6 +2,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { connect, createServer, type Server, type Socket } from "node:net";
 import { join } from "node:path";
+import { overSocket } from "../gateway/socket.ts";
 import {
 	ErrorCode,
 	type Header,
@@ -10,7 +11,6 @@ import {
 	type Stream,
 	type StreamEvents,
 } from "../http2.ts";
-import { overSocket } from "../socket.ts";
 import { binaries } from "./cluster/binaries.ts";
 import { removeFolder, run, until, workFolder } from "./cluster/processes.ts";
 import { FIRST_BUILD } from "./harness.ts";

@@ -1,5 +1,5 @@
 /** HTTP/2 by hand: frames made and read without the code under test, and a session whose transport is a variable. */
-import { Decoder } from "../hpack.ts";
+import { Decoder } from "../http2/hpack.ts";
 import {
 	type Header,
 	Session,

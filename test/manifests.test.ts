@@ -18,7 +18,7 @@ import {
 	type GatewayOptions,
 	gatewayFlags,
 	parseGatewayOptions,
-} from "../gatewayoptions.ts";
+} from "../gateway/options.ts";
 import type { KubeObject, ManagedFieldsEntry } from "../kube.ts";
 import {
 	bundles,

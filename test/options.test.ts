@@ -3,7 +3,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { flagRows, UsageError } from "../flags.ts";
-import { gatewayHelp } from "../gatewayoptions.ts";
+import { gatewayHelp } from "../gateway/options.ts";
 import { flags, help, type Options, parseOptions } from "../options.ts";
 import packageJson from "../package.json" with { type: "json" };
 import { dataPlane } from "../workload.ts";

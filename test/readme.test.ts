@@ -2,8 +2,8 @@ import { expect, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
 import { resolve } from "node:path";
 import { type Flags, flagRows } from "../flags.ts";
-import { GatewayMetrics } from "../gatewaymetrics.ts";
-import { gatewayFlags } from "../gatewayoptions.ts";
+import { GatewayMetrics } from "../gateway/metrics.ts";
+import { gatewayFlags } from "../gateway/options.ts";
 import { flags } from "../options.ts";
 
 const root = resolve(import.meta.dir, "..");
@@ -14,7 +14,7 @@ const source = (...files: string[]) =>
 
 test.each<[string, string, Flags]>([
 	["flags", "options.ts", flags],
-	["gateway flags", "gatewayoptions.ts", gatewayFlags],
+	["gateway flags", "gateway/options.ts", gatewayFlags],
 ])("the README's table of %s is what --help says", (title, file, table) => {
 	const escaped = (text: string) => text.replaceAll("|", "\\|");
 	const code = (text: string) =>

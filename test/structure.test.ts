@@ -1,9 +1,19 @@
 import { describe, expect, test } from "bun:test";
 import { readdirSync, readFileSync } from "node:fs";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 
 const root = join(import.meta.dir, "..");
-const files = readdirSync(root).filter((name) => name.endsWith(".ts"));
+/** Each holds the insides of the file of its name. */
+const folders = ["etcd", "gateway", "http2"];
+const files = ["", ...folders].flatMap((folder) =>
+	readdirSync(join(root, folder))
+		.filter((name) => name.endsWith(".ts"))
+		.map((name) => join(folder, name)),
+);
+
+/** What a relative import names, from the root. */
+const resolved = (file: string, from: string) =>
+	from.startsWith(".") ? join(dirname(file), from) : from;
 
 /** A module's source without comments, and without what stands in quotes. */
 const code = (file: string) =>
@@ -46,14 +56,18 @@ const layers = [
 	// The two halves of the program.
 	["gateway.ts", "operator.ts"],
 	// The gateway's.
-	["call.ts", "credentials.ts", "gatewaymetrics.ts", "gatewayoptions.ts"],
-	["budget.ts", "core.ts"],
-	["etcd.ts", "grpc.ts", "socket.ts"],
-	["codec.ts", "etcdmessages.ts", "http2.ts"],
-	["edits.ts", "messages.ts", "schema.ts"],
-	["fields.ts", "grpcstatus.ts", "keyspace.ts", "streams.ts"],
-	["framewriter.ts", "stream.ts"],
-	["frames.ts", "hpack.ts"],
+	["gateway/listener.ts", "gateway/options.ts"],
+	["gateway/call.ts", "gateway/credentials.ts", "gateway/metrics.ts"],
+	["gateway/budget.ts", "gateway/core.ts"],
+	["etcd.ts", "gateway/socket.ts"],
+	["etcd/codec.ts", "etcd/messages.ts"],
+	["etcd/edits.ts", "etcd/schema.ts"],
+	["etcd/keyspace.ts", "grpc.ts"],
+	["http2.ts"],
+	["http2/messages.ts"],
+	["http2/fields.ts", "http2/streams.ts"],
+	["http2/framewriter.ts", "http2/stream.ts"],
+	["http2/frames.ts", "http2/hpack.ts"],
 	// The controller's.
 	["leader.ts", "metrics.ts", "options.ts", "queue.ts", "visit.ts"],
 	["cache.ts", "certificates.ts", "deletion.ts", "targets.ts"],
@@ -79,12 +93,21 @@ test("every module has its place", () => {
 test("imports go one way, from the shell to the core", () => {
 	for (const file of files)
 		for (const { from, typeOnly } of imports(file)) {
-			if (!from.startsWith("./") || !from.endsWith(".ts")) continue;
-			const target = from.slice(2);
-			if (typeOnly) continue;
+			if (!from.startsWith(".") || !from.endsWith(".ts") || typeOnly) continue;
+			const target = resolved(file, from);
 			expect(
 				layer(file) < layer(target) ? "downwards" : `${file} imports ${target}`,
 			).toBe("downwards");
+		}
+});
+
+test("the insides of a folder are imported by the file of its name, and by each other", () => {
+	for (const file of files)
+		for (const { from } of imports(file)) {
+			const target = resolved(file, from);
+			const folder = folders.find((name) => target.startsWith(`${name}/`));
+			if (folder === undefined || file === `${folder}.ts`) continue;
+			expect([target, dirname(file)]).toEqual([target, folder]);
 		}
 });
 
@@ -94,7 +117,7 @@ test("a gateway loads nothing of the controller, and the entry nothing of either
 		...new Set(
 			imports(file)
 				.filter(({ typeOnly }) => !typeOnly)
-				.map(({ from }) => from.replace("./", ""))
+				.map(({ from }) => resolved(file, from))
 				.filter((from) => !from.startsWith("node:"))
 				.flatMap((from) =>
 					files.includes(from) ? [from, ...loaded(from)] : [from],
@@ -107,7 +130,7 @@ test("a gateway loads nothing of the controller, and the entry nothing of either
 		layer("etcdstorage.ts"),
 	);
 	const ofGateway = loaded("gateway.ts");
-	expect(ofGateway).toContain("hpack.ts");
+	expect(ofGateway).toContain("http2/hpack.ts");
 	expect(
 		ofGateway.filter((file) => ofController.flat().includes(file)),
 	).toEqual([]);
@@ -139,7 +162,7 @@ test("only pki.ts and x509.ts know ASN.1", () => {
 
 test("only metrics are made with prom-client", () => {
 	expect(importers(/^prom-client$/).sort()).toEqual([
-		"gatewaymetrics.ts",
+		"gateway/metrics.ts",
 		"metrics.ts",
 	]);
 });
@@ -148,7 +171,7 @@ test("only dependencies of package.json are imported", async () => {
 	const { dependencies } = await Bun.file(join(root, "package.json")).json();
 	const packages = files
 		.flatMap((file) => imports(file).map(({ from }) => from))
-		.filter((from) => !/^(node:|\.\/|bun$)/.test(from))
+		.filter((from) => !/^(node:|\.|bun$)/.test(from))
 		.map((from) => /^(@[^/]+\/)?[^/]+/.exec(from)?.[0]);
 	expect([...new Set(packages)].sort()).toEqual(
 		Object.keys(dependencies).sort(),
@@ -165,23 +188,11 @@ describe.each([
 	"etcdstorage.ts",
 	"flags.ts",
 	"options.ts",
-	"gatewayoptions.ts",
+	"gateway/options.ts",
 	"etcd.ts",
-	"etcdmessages.ts",
-	"codec.ts",
-	"edits.ts",
-	"schema.ts",
-	"keyspace.ts",
 	"grpc.ts",
-	"grpcstatus.ts",
 	"http2.ts",
-	"messages.ts",
-	"fields.ts",
-	"streams.ts",
-	"stream.ts",
-	"frames.ts",
-	"framewriter.ts",
-	"hpack.ts",
+	...files.filter((file) => /^(etcd|http2)\//.test(file)),
 ])("%s", (file) => {
 	test.each([
 		/\bawait\b/,
@@ -212,7 +223,7 @@ describe.each([
 
 	test("is pure: what it imports of the API server and of X.509 are types", () => {
 		for (const { from, typeOnly } of imports(file))
-			if (["./kube.ts", "./pki.ts"].includes(from))
+			if (["kube.ts", "pki.ts"].includes(resolved(file, from)))
 				expect([from, typeOnly]).toEqual([from, true]);
 	});
 });
@@ -222,8 +233,8 @@ test("the clock is read by the shell alone", () => {
 		/\bDate\.now\b|\bnew Date\(\)/.test(code(file)),
 	);
 	expect(clocks.sort()).toEqual([
-		"credentials.ts",
-		"gateway.ts",
+		"gateway/credentials.ts",
+		"gateway/listener.ts",
 		"leader.ts",
 		"log.ts",
 		"metrics.ts",

@@ -23,7 +23,7 @@ import {
 	type TLSSocket,
 	type TlsOptions,
 } from "node:tls";
-import { distrust, type Peer, peerOf } from "../credentials.ts";
+import { distrust, type Peer, peerOf } from "../gateway/credentials.ts";
 import { until } from "./harness.ts";
 import { CA, type Issued, issue, leaf } from "./issue.ts";
 

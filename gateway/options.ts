@@ -1,5 +1,5 @@
 /** The gateway's command line, `etcdproxy-controller grpc-proxy start`: that of `etcd grpc-proxy start`, as far as it goes. */
-import { parseDuration } from "./etcdstorage.ts";
+import { parseDuration } from "../etcdstorage.ts";
 import {
 	type Flags,
 	helpText,
@@ -9,7 +9,7 @@ import {
 	parseFlags,
 	UsageError,
 	type Values,
-} from "./flags.ts";
+} from "../flags.ts";
 
 /** By the names of the flags. Durations in milliseconds. */
 export interface GatewayOptions {

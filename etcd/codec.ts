@@ -5,8 +5,9 @@
  * the runs in between are copied. Strict, because a message that two parsers read differently is a hole: what is here
  * taken for a value may be a key for etcd. Pure.
  */
+
+import { Code, Status } from "../grpc.ts";
 import { Edits, LEASE_LENGTH, sizeOf, writeBytes } from "./edits.ts";
-import { Code, Status } from "./grpcstatus.ts";
 import { type Keyspace, LEASE_MAX, NO_SUCH_LEASE, PIECE } from "./keyspace.ts";
 import {
 	type Field,

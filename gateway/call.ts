@@ -1,6 +1,5 @@
 /** One RPC of a tenant: from its connection through policy and codec to the core, and back. */
-import type { Budget, Holder } from "./budget.ts";
-import type { Core } from "./core.ts";
+
 import {
 	Code,
 	completeFields,
@@ -13,7 +12,7 @@ import {
 	toCore,
 	toTenant,
 	watchChange,
-} from "./etcd.ts";
+} from "../etcd.ts";
 import {
 	CompressedError,
 	isTimeout,
@@ -22,13 +21,15 @@ import {
 	RESPONSE_HEADERS,
 	readTrailers,
 	trailers,
-} from "./grpc.ts";
+} from "../grpc.ts";
 import {
 	ErrorCode,
 	type Header,
 	type Stream,
 	type StreamEvents,
-} from "./http2.ts";
+} from "../http2.ts";
+import type { Budget, Holder } from "./budget.ts";
+import type { Core } from "./core.ts";
 
 /** What is not yet read by the tenant of one call, before the core is asked for more of it. */
 const MAX_PENDING = 256 * 1024;

@@ -1,14 +1,14 @@
 /** Connections to the members of the core etcd: checked, balanced, dialled again after a while. */
 import { connect, type TLSSocket } from "node:tls";
-import { Code } from "./etcd.ts";
-import { prefix, readTrailers } from "./grpc.ts";
+import { Code } from "../etcd.ts";
+import { prefix, readTrailers } from "../grpc.ts";
 import {
 	ErrorCode,
 	type Header,
 	Session,
 	type Stream,
 	type StreamEvents,
-} from "./http2.ts";
+} from "../http2.ts";
 import { overSocket } from "./socket.ts";
 
 /** Between attempts to reach a member: doubled from one to the other, and drawn from the upper half. */

@@ -1,4 +1,4 @@
-/** What can be said of etcd's messages: the vocabulary of the table in etcd.ts, and its compilation for codec.ts. Pure. */
+/** What can be said of etcd's messages: the vocabulary of the table in messages.ts, and its compilation for codec.ts. Pure. */
 
 export const Rule = {
 	varint: 0,

@@ -1,5 +1,5 @@
 /** A message's edits: what is to be replaced in it, noted from front to back, and then carried out in one go. Pure. */
-import { Code, Status } from "./grpcstatus.ts";
+import { Code, Status } from "../grpc.ts";
 import type { Keyspace } from "./keyspace.ts";
 
 /** What is put in place of the bytes from `at` to `resume`. */

@@ -1,6 +1,6 @@
 /** A socket as the transport of an HTTP/2 session. */
 import type { Socket } from "node:net";
-import type { Transport } from "./http2.ts";
+import type { Transport } from "../http2.ts";
 
 /** After as much, others come first: a large answer goes out in many turns of the event loop. */
 const TURN_BYTES = 32_768;
