@@ -1,6 +1,6 @@
 /**
  * HTTP/2 (RFC 9113) as gRPC needs it, server and client, over any transport of bytes. Pure.
- * Not node:http2: that costs five times the CPU per request, and buffers without bound what a peer does not read.
+ * Not node:http2: that costs ten times the CPU per request, and buffers without bound what a peer does not read.
  * What is received is granted stream by stream, by whoever has room for it; the connection's own window is never what
  * holds anybody up, so that one stream which waits does not stop the others (RFC 9113 section 5.2.2).
  */
@@ -33,8 +33,10 @@ export type { Header } from "./http2/hpack.ts";
 export type { Stream, StreamEvents } from "./http2/stream.ts";
 
 const MAX_CONCURRENT_STREAMS = 100;
-/** Bytes in answers that a client makes us give (headers, PING, SETTINGS, resets) and does not read. */
+/** Bytes in answers that a client makes us give (PING, SETTINGS, resets, windows) and does not read. */
 const MAX_UNREAD = 1 << 18;
+/** The same for each of its streams: they may all end with an error at once. */
+const MAX_UNREAD_PER_STREAM = 128;
 /** Bytes in requests that a server does not read: there is no point in making more. */
 const MAX_UNSENT = 1 << 20;
 
@@ -67,6 +69,7 @@ export class Session {
 	readonly #writer: FrameWriter;
 	readonly #streams: Streams;
 	readonly #messages: Messages;
+	readonly #maxUnread: number;
 	#settingsReceived = false;
 	#peerMaxStreams = Number.POSITIVE_INFINITY;
 	/** Received DATA, of which the connection's window has not been told yet. */
@@ -82,6 +85,7 @@ export class Session {
 		this.#server = options.role === "server";
 		const initialWindow = options.initialWindow ?? DEFAULT_WINDOW;
 		const maxStreams = options.maxConcurrentStreams ?? MAX_CONCURRENT_STREAMS;
+		this.#maxUnread = MAX_UNREAD + maxStreams * MAX_UNREAD_PER_STREAM;
 		this.#reader = new FrameReader(
 			this.#server,
 			(type, flags, id, bytes, start, end) =>
@@ -243,7 +247,7 @@ export class Session {
 				break;
 			// Unknown types are ignored: https://www.rfc-editor.org/rfc/rfc9113#section-4.1
 		}
-		if (this.#server && this.#writer.length > MAX_UNREAD)
+		if (this.#server && this.#writer.length > this.#maxUnread)
 			throw new ConnectionError(
 				ErrorCode.ENHANCE_YOUR_CALM,
 				"answers are asked for and not read",

@@ -1,5 +1,12 @@
 /** http2.ts with others: the conformance tests of h2spec, and node:http2 of Node and of Bun, as client and as server. */
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import {
+	afterAll,
+	beforeAll,
+	describe,
+	expect,
+	setDefaultTimeout,
+	test,
+} from "bun:test";
 import { connect, createServer, type Server, type Socket } from "node:net";
 import { join } from "node:path";
 import { overSocket } from "../gateway/socket.ts";
@@ -15,6 +22,9 @@ import { binaries } from "./cluster/binaries.ts";
 import { removeFolder, run, until, workFolder } from "./cluster/processes.ts";
 import { FIRST_BUILD } from "./harness.ts";
 import { body, octet, REQUEST, RESPONSE, TRAILERS } from "./http2wire.ts";
+
+// Some take seconds on a machine that does other things as well.
+setDefaultTimeout(60_000);
 
 /** What a stream's owner lets wait before it grants more. */
 const MAX_PENDING = 100_000;
@@ -159,7 +169,7 @@ describe("h2spec", () => {
 		expect(text.trim().split("\n").at(-1)).toBe(
 			"146 tests, 146 passed, 0 skipped, 0 failed",
 		);
-	}, 60_000);
+	});
 });
 
 const runtimes = [
@@ -270,7 +280,6 @@ for (const [runtime, program] of runtimes) {
 				expect(outcomes).toEqual(lengths.map(whole));
 				expect(ours.sessions.map(({ size }) => size)).toEqual([0]);
 			},
-			60_000,
 		);
 
 		test("gets 60 echoes of a megabyte at once", async () => {
@@ -280,7 +289,7 @@ for (const [runtime, program] of runtimes) {
 			expect(outcomes).toHaveLength(60);
 			// As much as was let wait, and what came within one window.
 			expect(ours.mostPending).toBeLessThan(MAX_PENDING + 65_536);
-		}, 60_000);
+		});
 
 		test("gets its pings answered", async () => {
 			const payloads = await scenario(new Ours(), "ping");
@@ -314,7 +323,7 @@ for (const [runtime, program] of runtimes) {
 			const held = ours.streams.filter(({ path }) => path === "/hold");
 			expect(held).toHaveLength(5_000);
 			expect(held.filter(({ log }) => log.join() !== "reset 8")).toEqual([]);
-		}, 60_000);
+		});
 
 		test("learns that its stream was reset", async () => {
 			const outcome = await scenario<Outcome>(new Ours(), "reset");
@@ -335,7 +344,7 @@ for (const [runtime, program] of runtimes) {
 			});
 			expect(others).toEqual(others.map(() => whole(100_000)));
 			expect(bytes).toBe(5_000_000);
-		}, 60_000);
+		});
 
 		test("that reads nothing at all makes no more wait than its streams' owners let", async () => {
 			const ours = new Ours();
@@ -363,7 +372,7 @@ for (const [runtime, program] of runtimes) {
 				child.kill("SIGCONT");
 				go();
 			});
-		}, 60_000);
+		});
 
 		test("finishes what is under way when the server goes away", async () => {
 			const ours = new Ours({
@@ -381,7 +390,7 @@ for (const [runtime, program] of runtimes) {
 			expect(outcomes).toEqual(outcomes.map(() => whole(200_000)));
 			expect(goaways).toBeGreaterThan(0);
 			expect(ours.closed).toEqual([undefined]);
-		}, 60_000);
+		});
 	});
 
 	describe.skipIf(program === null)(`a server in ${runtime}`, () => {
@@ -506,7 +515,6 @@ for (const [runtime, program] of runtimes) {
 					},
 				);
 			},
-			60_000,
 		);
 
 		test("sends 60 bodies of a megabyte at once", async () => {
@@ -520,7 +528,7 @@ for (const [runtime, program] of runtimes) {
 					replies.map(() => whole(1_000_000)),
 				);
 			});
-		}, 60_000);
+		});
 
 		test("sends headers of 12 KB, and gets ours of 40 KB", async () => {
 			await using({}, { maxHeaderListSize: 100_000 }, async (session) => {
@@ -624,7 +632,7 @@ for (const [runtime, program] of runtimes) {
 					expect([session.available, goaways > 0]).toEqual([false, true]);
 				},
 			);
-		}, 60_000);
+		});
 
 		test("of which a stream is not read sends the others", async () => {
 			await using({}, {}, async (session) => {

@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import fc from "fast-check";
-import { LEASE_MAX, methods, UNKNOWN_METHOD } from "../etcd.ts";
+import { methods, UNKNOWN_METHOD } from "../etcd.ts";
 import {
 	type DataPlane,
 	type Etcd,
@@ -8,7 +8,7 @@ import {
 	startDataPlane,
 } from "./dataplane.ts";
 import { anyMessage } from "./etcdmodel.ts";
-import { type Answer, EtcdClient, type EtcdStream } from "./grpcclient.ts";
+import { EtcdClient, type EtcdStream } from "./grpcclient.ts";
 import { FIRST_BUILD } from "./harness.ts";
 import {
 	etcdProtobuf,
@@ -20,6 +20,7 @@ import {
 	tag,
 	varint,
 } from "./protobuf.ts";
+import { anyAct, bare, everything, Model, perform } from "./tenantmodel.ts";
 
 /** Each ends where the next one begins, or holds another's name. */
 const NAMES = ["t", "t0", "tt"];
@@ -99,8 +100,6 @@ async function watchEverything({ watch, events }: TenantOf): Promise<void> {
 	void read();
 }
 
-const everything = { key: "\0", range_end: "\0" };
-
 /** All of the core. */
 const all = async (): Promise<Plain[]> =>
 	((await direct.ok("KV/Range", everything)).kvs ?? []) as Plain[];
@@ -133,270 +132,11 @@ async function checkCore(): Promise<void> {
 		);
 }
 
-/** A tenant's keys, as they should be: etcd without revisions. */
-class Model {
-	readonly keys = new Map<string, Plain>();
-	readonly leases = new Set<string>();
-	readonly events: Plain[] = [];
-
-	/** In order. */
-	range({ key, range_end }: Plain): Plain[] {
-		const isIn = (one: string) =>
-			range_end === undefined
-				? one === key
-				: one >= String(key) && (range_end === "\0" || one < String(range_end));
-		const names = [...this.keys.keys()].filter(isIn).sort();
-		return names.map((name) => this.keys.get(name) as Plain);
-	}
-
-	put({ key, value, lease = "0" }: Plain): void {
-		const before = this.keys.get(String(key));
-		const kv: Plain = {
-			key: key as string,
-			version: String(Number(before?.version ?? 0) + 1),
-			value: value as string,
-			...(lease !== "0" && { lease }),
-		};
-		this.keys.set(String(key), kv);
-		this.events.push({ kv, ...(before && { prev_kv: before }) });
-	}
-
-	delete(range: Plain): Plain[] {
-		const gone = this.range(range);
-		for (const prev_kv of gone) {
-			const { key = "" } = prev_kv;
-			this.keys.delete(String(key));
-			this.events.push({ type: 1, kv: { key }, prev_kv });
-		}
-		return gone;
-	}
-
-	revoke(ID: string): boolean {
-		const had = this.leases.delete(ID);
-		for (const key of had ? this.attached(ID) : []) this.delete({ key });
-		return had;
-	}
-
-	attached(ID: string): string[] {
-		return this.range(everything)
-			.filter(({ lease }) => lease === ID)
-			.map(({ key }) => String(key));
-	}
-}
-
-/** Without revisions and headers. */
-function bare(value: unknown): unknown {
-	if (Array.isArray(value)) return value.map(bare);
-	if (typeof value !== "object" || value === null) return value;
-	return Object.fromEntries(
-		Object.entries(value)
-			.filter(([name]) => name !== "header" && !name.endsWith("_revision"))
-			.map(([name, part]) => [name, bare(part)]),
-	);
-}
-
-// What a tenant does, and what it should get.
-
-type Act = (tenant: TenantOf) => Promise<void>;
-
-const key = fc.oneof(
-	fc.constantFrom("a", "b", "c"),
-	fc.constantFrom(
-		...["\0", "/", "0", "0/a", "t/a", "/t0/a", "/t/a", "../t0/a", "/t0"],
-		...["\xff", "\xff\xff", "\x01", "a\0", "t", "/tt/a", "/"],
-	),
-);
-const value = fc.constantFrom("v", "w", "/t0/a");
-const range = fc
-	.record({
-		key,
-		range_end: fc.oneof(
-			fc.constantFrom(undefined, "\0", "\0", "\xff\xff\xff"),
-			key,
-		),
-	})
-	.map(
-		({ key, range_end }): Plain =>
-			range_end === undefined ? { key } : { key, range_end },
-	);
-const leaseId = fc.constantFrom("1", "2", "3", String(LEASE_MAX));
-
-const answersWith = async (
-	answer: Promise<Answer<Plain>>,
-	expected: Plain,
-): Promise<void> => {
-	const { code, message, responses } = await answer;
-	expect([code, message]).toEqual([0, ""]);
-	expect(bare(responses)).toEqual([expected]);
-};
-
-const kvsOf = (kvs: Plain[], name = "kvs"): Plain =>
-	kvs.length > 0 ? { [name]: kvs } : {};
-const countOf = (count: number, name = "count"): Plain =>
-	count > 0 ? { [name]: String(count) } : {};
-const ranged = (kvs: Plain[]): Plain => ({
-	...kvsOf(kvs),
-	...countOf(kvs.length),
-});
-
-const acts: fc.Arbitrary<Act> = fc.oneof<fc.WeightedArbitrary<Act>[]>(
-	{
-		weight: 6,
-		arbitrary: fc.tuple(key, value, fc.option(leaseId)).map(
-			([key, value, id]): Act =>
-				async ({ client, model }) => {
-					const lease = id && model.leases.has(id) ? id : "0";
-					const [before] = model.range({ key });
-					model.put({ key, value, lease });
-					const request = { key, value, lease, prev_kv: true };
-					await answersWith(
-						client.call("KV/Put", request),
-						before ? { prev_kv: before } : {},
-					);
-				},
-		),
-	},
-	{
-		weight: 4,
-		arbitrary: fc
-			.tuple(range, fc.constantFrom("KV/Range", "KV/RangeStream"))
-			.map(
-				([request, rpc]): Act =>
-					async ({ client, model }) => {
-						const response = ranged(model.range(request));
-						await answersWith(
-							client.call(rpc, request),
-							rpc === "KV/Range" ? response : { range_response: response },
-						);
-					},
-			),
-	},
-	{
-		weight: 1,
-		arbitrary: range.map(
-			(request): Act =>
-				async ({ client, model }) =>
-					answersWith(
-						client.call("KV/Range", { ...request, count_only: true }),
-						countOf(model.range(request).length),
-					),
-		),
-	},
-	{
-		weight: 2,
-		arbitrary: range.map(
-			(request): Act =>
-				async ({ client, model }) => {
-					const gone = model.delete(request);
-					await answersWith(
-						client.call("KV/DeleteRange", { ...request, prev_kv: true }),
-						{ ...countOf(gone.length, "deleted"), ...kvsOf(gone, "prev_kvs") },
-					);
-				},
-		),
-	},
-	{
-		weight: 3,
-		arbitrary: fc.tuple(range, range, value).map(
-			([compared, request, value]): Act =>
-				async ({ client, model }) => {
-					// Whether there is none of these: a version of 0 is that of a key that is not there.
-					const succeeded = model.range(compared).length === 0;
-					const put = { key: String(request.key), value };
-					const found = ranged(model.range(request));
-					if (succeeded) model.put(put);
-					const after = model.range(request);
-					const gone = succeeded ? [] : model.delete(request);
-					await answersWith(
-						client.call("KV/Txn", {
-							compare: [{ ...compared, target: 0, version: "0" }],
-							success: [
-								{ request_range: request },
-								{ request_put: put },
-								{ request_txn: { success: [{ request_range: request }] } },
-							],
-							failure: [
-								{ request_range: request },
-								{ request_delete_range: request },
-							],
-						}),
-						succeeded
-							? {
-									succeeded,
-									responses: [
-										{ response_range: found },
-										{ response_put: {} },
-										{
-											response_txn: {
-												succeeded: true,
-												responses: [{ response_range: ranged(after) }],
-											},
-										},
-									],
-								}
-							: {
-									responses: [
-										{ response_range: found },
-										{ response_delete_range: countOf(gone.length, "deleted") },
-									],
-								},
-					);
-				},
-		),
-	},
-	{
-		weight: 2,
-		arbitrary: leaseId.map(
-			(ID): Act =>
-				async ({ client, model }) => {
-					const { code } = await client.call("Lease/LeaseGrant", {
-						ID,
-						TTL: "600",
-					});
-					expect(code).toBe(model.leases.has(ID) ? 9 : 0);
-					model.leases.add(ID);
-				},
-		),
-	},
-	{
-		weight: 1,
-		arbitrary: leaseId.map(
-			(ID): Act =>
-				async ({ client, model }) => {
-					const had = model.revoke(ID);
-					const { code } = await client.call("Lease/LeaseRevoke", { ID });
-					expect(code).toBe(had ? 0 : 5);
-				},
-		),
-	},
-	{
-		weight: 2,
-		arbitrary: leaseId.map(
-			(ID): Act =>
-				async ({ client, model }) => {
-					const { leases = [] } = await client.ok("Lease/LeaseLeases", {});
-					expect((leases as Plain[]).map((lease) => lease.ID).sort()).toEqual(
-						[...model.leases].sort(),
-					);
-					const { keys = [], TTL } = await client.ok("Lease/LeaseTimeToLive", {
-						ID,
-						keys: true,
-					});
-					expect((keys as string[]).toSorted()).toEqual(model.attached(ID));
-					const alive = await client.ok("Lease/LeaseKeepAlive", { ID });
-					expect([TTL !== "-1", alive.TTL]).toEqual(
-						model.leases.has(ID) ? [true, "600"] : [false, undefined],
-					);
-				},
-		),
-	},
-);
-
 describe("tenants side by side", () => {
 	test(
 		"each have their own keys, leases and events, and the core keeps its own",
 		async () => {
-			const turns = fc.array(acts, {
+			const turns = fc.array(anyAct, {
 				minLength: 10,
 				maxLength: 30,
 				size: "max",
@@ -405,7 +145,7 @@ describe("tenants side by side", () => {
 				fc.asyncProperty(fc.tuple(turns, turns, turns), async (lists) => {
 					await Promise.all(
 						tenants.map(async (tenant, index) => {
-							for (const act of lists[index] ?? []) await act(tenant);
+							for (const act of lists[index] ?? []) await perform(tenant, act);
 						}),
 					);
 					await checkCore();
@@ -898,9 +638,15 @@ describe("the number of watches", () => {
 				if (wanted(response)) return;
 			}
 		};
+		const watch = () =>
+			ask(
+				{ create_request: { key: "a" } },
+				({ created, canceled }) => created === true && !canceled,
+			);
 		const isCanceled = ({ canceled }: Plain) => canceled === true;
-		for (let i = 0; i < 3; i++) {
-			const watch_id = String(10 + i);
+		await watch();
+		await watch();
+		for (const watch_id of ["10", "11", "12"]) {
 			await ask({ create_request: { key: "b", range_end: "a" } }, isCanceled);
 			await ask(
 				{ create_request: { key: "a", start_revision: "1", watch_id } },
@@ -908,11 +654,7 @@ describe("the number of watches", () => {
 			);
 			await ask({ cancel_request: { watch_id } }, isCanceled);
 		}
-		for (let i = 0; i < 3; i++)
-			await ask(
-				{ create_request: { key: "a" } },
-				({ created }) => created === true,
-			);
+		await watch();
 		expect(await limited.metric("etcdproxy_gateway_open_watches")).toBe(3);
 		stream.send({ create_request: { key: "a" } });
 		expect(await stream.status).toMatchObject({ code: 8 });
