@@ -444,7 +444,7 @@ export class Call implements StreamEvents, Holder {
 		this.overBudget ??= "bytes_in_flight";
 		this.#stop(
 			Code.RESOURCE_EXHAUSTED,
-			"etcdproxy: what was asked for is not read, and others wait for room",
+			"etcdproxy: nothing was sent or read for a while, and others wait for room",
 		);
 	}
 

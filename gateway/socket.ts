@@ -15,7 +15,4 @@ export const overSocket = (socket: Socket): Transport => ({
 	end() {
 		socket.end();
 	},
-	destroy() {
-		socket.destroy();
-	},
 });

@@ -20,8 +20,6 @@ export interface Transport {
 	write(bytes: Uint8Array, done: () => void): void;
 	/** After what has been written. */
 	end(): void;
-	/** At once. */
-	destroy(): void;
 }
 
 export class FrameWriter {

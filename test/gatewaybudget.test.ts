@@ -43,6 +43,8 @@ const MARGIN_MIB = 100;
 const CUT_MS = 40_000;
 /** 20 MB. */
 const LIST = range("/big/", "/big0");
+const NOT_READ =
+	"8: etcdproxy: nothing was sent or read for a while, and others wait for room";
 const CUTS = "etcdproxy_gateway_budget_cuts_total";
 const IN_FLIGHT = "etcdproxy_gateway_bytes_in_flight";
 
@@ -127,10 +129,7 @@ describe.each(["its socket", "its streams"])("who does not read %s", (what) => {
 				const status = await sleeper.ended(id);
 				// What had begun can only be reset: gRPC takes ENHANCE_YOUR_CALM for RESOURCE_EXHAUSTED, too.
 				if (sleeper.stream(id).bytes > 0) expect(status).toBe("reset 11");
-				else
-					expect(status).toBe(
-						"8: etcdproxy: what was asked for is not read, and others wait for room",
-					);
+				else expect(status).toBe(NOT_READ);
 			}
 			expect(await gateway.metric(CUTS, { budget: "bytes_in_flight" })).toBe(
 				before + lists.length,
@@ -298,23 +297,25 @@ describe("a limit", () => {
 	});
 });
 
-test("half a request holds what it has said it would bring, until the client goes or others need it", async () => {
+test("half a request holds what it has said it would bring, until others need that or the client goes", async () => {
 	const client = await connect(gateway);
 	const put = [...len(1, "/half"), ...len(2, [...new Uint8Array(1_500_000)])];
 	const half = grpc(put).subarray(0, 60_000);
-	const frames = (id: number) =>
-		[0, 15_000, 30_000, 45_000].map((at) =>
-			data(id, half.subarray(at, at + 15_000)),
-		);
-	client.send(...frames(client.open(PUT)));
+	const halves = Array.from({ length: 21 }, () => {
+		const id = client.open(PUT);
+		for (let at = 0; at < half.length; at += 15_000)
+			client.send(data(id, half.subarray(at, at + 15_000)));
+		return id;
+	});
 	await until(
-		"it is known",
-		async () => (await gateway.metric(IN_FLIGHT)) > 1_500_000,
+		"all are known",
+		async () => (await gateway.metric(IN_FLIGHT)) > 21 * 1_500_000,
 	);
-	const waits = client.open(PUT);
-	client.send(...frames(waits));
 	expect(await script.failure("put", { key: "/other" })).toBe("OK");
-	expect(client.status(waits)).toBe("");
+	const other = await reader(gateway);
+	expect(await other.ended(other.call(RANGE, LIST), CUT_MS)).toBe("0");
+	const ends = halves.map((id) => client.status(id));
+	expect(new Set(ends)).toEqual(new Set([NOT_READ, ""]));
 	client.destroy();
 	await allIsReleased(gateway);
 });

@@ -33,6 +33,8 @@ const CODE_OF_RESET: Record<number, number> = {
 	[constants.NGHTTP2_INADEQUATE_SECURITY]: 7,
 };
 
+const CALL_TIMEOUT_MS = 20_000;
+
 /** A message behind its prefix. */
 export function framed(message: Uint8Array): Buffer {
 	const frame = Buffer.alloc(5 + message.length);
@@ -179,8 +181,8 @@ export class GrpcClient {
 		);
 	}
 
-	/** A call whose request is known from the start. @param requests one, or for a stream any number */
-	call(
+	/** A call whose request is known from the start; cancelled after a while. @param requests one, or for a stream any number */
+	async call(
 		path: string,
 		requests: Uint8Array | Uint8Array[],
 		metadata: Metadata = {},
@@ -189,7 +191,10 @@ export class GrpcClient {
 		const all = [requests].flat();
 		for (const request of all.slice(0, -1)) stream.send(request);
 		stream.end(all.at(-1));
-		return stream.rest();
+		const timeout = setTimeout(() => stream.cancel(), CALL_TIMEOUT_MS);
+		const answer = await stream.rest();
+		clearTimeout(timeout);
+		return answer;
 	}
 
 	close(): void {

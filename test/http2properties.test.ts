@@ -78,7 +78,6 @@ class Line implements Transport {
 	end(): void {
 		this.ended = true;
 	}
-	destroy(): void {}
 
 	get idle(): boolean {
 		return this.#waiting.length === 0 && !this.#written;

@@ -252,7 +252,6 @@ export class Wire {
 				if (!this.#slow) queueMicrotask(() => this.take());
 			},
 			end: () => this.calls.push("end"),
-			destroy: () => this.calls.push("destroy"),
 		};
 		this.session = new Session({
 			role,

@@ -1,10 +1,10 @@
 /**
- * `npm run bench`: N EtcdStorages against a real API server without a kubelet. Measured from the moment before the
+ * `npm run bench:controller`: N EtcdStorages against a real API server without a kubelet. Measured from the moment before the
  * first is created until every certificate is written and every Service and Deployment exists, as the API server's
  * own watch tells it. The peer, in the same run on the same cluster, is a loop that does nothing but send the very same
  * requests with ready-made content: what is left when the controller costs nothing.
  *
- *     npm run bench [-- N ...]     default: 1 50 200; then 60 s at rest with the last N
+ *     npm run bench:controller [-- N ...]     default: 1 50 200; then 60 s at rest with the last N
  */
 
 import { readFileSync } from "node:fs";
@@ -37,7 +37,7 @@ const CONCURRENCY = 8;
 const counts = process.argv.slice(2).map(Number);
 if (counts.length === 0) counts.push(1, 50, 200);
 if (counts.some((count) => !Number.isInteger(count) || count < 1)) {
-	console.error("usage: npm run bench [-- N ...]");
+	console.error("usage: npm run bench:controller [-- N ...]");
 	process.exit(2);
 }
 
