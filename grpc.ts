@@ -43,6 +43,13 @@ export class MessageReader {
 		return this.#prefixLength > 0;
 	}
 
+	/** Nothing more is wanted: what has come of a message is freed. Not to be called by what this calls. */
+	abandon(): void {
+		if (this.#message) free(this.#message);
+		this.#message = undefined;
+		this.#prefixLength = 0;
+	}
+
 	/** @throws CompressedError; what onBegin and onMessage throw */
 	push(bytes: Uint8Array): void {
 		let at = 0;
@@ -98,6 +105,17 @@ export class MessageReader {
 
 /** Not filled with zeros: of a large message, all at once, that would hold up others. */
 const allocate = (length: number): Uint8Array => Buffer.allocUnsafeSlow(length);
+
+/**
+ * Gives the memory of a large piece of bytes back at once, when nobody looks at it any more. The garbage collector does so,
+ * too, but while 128 MiB are in use it lets another 500 MiB come together first.
+ */
+export function free(bytes: Uint8Array): void {
+	if (isLarge(bytes) && bytes.length === bytes.buffer.byteLength)
+		(bytes.buffer as ArrayBuffer).transfer(0);
+}
+
+export const isLarge = ({ length }: Uint8Array) => length > FIRST_PART;
 
 /** What comes before a message. */
 export function prefix(length: number): Uint8Array {

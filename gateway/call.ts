@@ -15,6 +15,8 @@ import {
 } from "../etcd.ts";
 import {
 	CompressedError,
+	free,
+	isLarge,
 	isTimeout,
 	MessageReader,
 	prefix,
@@ -98,6 +100,8 @@ export class Call implements StreamEvents, Holder {
 	#watches = 0;
 	/** Of a large response, what has come so far. */
 	#parts: Parts | undefined;
+	/** Large responses of which pieces may still have to be sent. */
+	readonly #sending: Uint8Array[] = [];
 	/** The budget that ended it, if one did. */
 	overBudget: "request_bytes" | "bytes_in_flight" | "watches" | undefined;
 
@@ -365,6 +369,7 @@ export class Call implements StreamEvents, Holder {
 			this.#context.sent(piece.length);
 			this.#client.data(piece);
 		}
+		if (isLarge(bytes)) this.#sending.push(bytes);
 		this.#responseBytes = 0;
 		this.#settle();
 		// Streams go on; a unary call has had its one message.
@@ -495,6 +500,7 @@ export class Call implements StreamEvents, Holder {
 			this.#forgetRequest();
 			this.#parts = undefined;
 			this.#responseBytes = 0;
+			this.#responses.abandon();
 		}
 		this.#ended = code;
 		this.#settle();
@@ -533,7 +539,10 @@ export class Call implements StreamEvents, Holder {
 			this.#held = held;
 			this.#context.budget.hold(held, this);
 		}
-		if (this.#ended === undefined || pending > 0 || this.#told) return;
+		if (pending > 0) return;
+		for (const message of this.#sending) free(message);
+		this.#sending.length = 0;
+		if (this.#ended === undefined || this.#told) return;
 		this.#told = true;
 		this.#context.onEnd(this.method, this.#ended, this);
 	}

@@ -1,7 +1,7 @@
 /** Connections to the members of the core etcd: checked, balanced, dialled again after a while. */
 import { connect, type TLSSocket } from "node:tls";
 import { Code } from "../etcd.ts";
-import { prefix, readTrailers } from "../grpc.ts";
+import { free, prefix, readTrailers } from "../grpc.ts";
 import {
 	ErrorCode,
 	type Header,
@@ -188,6 +188,7 @@ export class Member {
 		socket.on("data", (chunk: Buffer) => {
 			this.#heard = true;
 			session.receive(chunk);
+			free(chunk);
 		});
 		this.#session = session;
 		this.#check();

@@ -809,6 +809,10 @@ describe("policy", () => {
 			change("response", { created: true, canceled: true, watch_id: "-1" }),
 		).toBe(-1);
 		expect(change("response", { header: HEADER, created: true })).toBe(0);
+		// It can still be cancelled, which is told again.
+		expect(change("response", { canceled: true, compact_revision: "8" })).toBe(
+			0,
+		);
 		// Compacted: etcd says so again when the client cancels it.
 		expect(change("response", { canceled: true, compact_revision: "9" })).toBe(
 			0,

@@ -172,27 +172,31 @@ describe("tenants side by side", () => {
 		TIMEOUT_MS,
 	);
 
-	test("have watches of everything that begin with their own history, whatever they name", async () => {
-		for (const { client, model, name } of tenants)
-			for (const request of [
-				{ range_end: "\0" },
-				{ key: "\0", range_end: "\0" },
-				{ key: "\0", range_end: "\xff\xff\xff\xff" },
-			]) {
-				const stream = client.open("Watch/Watch");
-				stream.send({ create_request: { ...request, start_revision: "1" } });
-				const keys: string[] = [];
-				while (keys.length < model.events.length) {
-					const response = await stream.next();
-					if (!response) throw new Error("the watch has ended");
-					for (const { kv } of (response.events ?? []) as Plain[])
-						keys.push(String((kv as Plain).key));
+	test(
+		"have watches of everything that begin with their own history, whatever they name",
+		async () => {
+			for (const { client, model, name } of tenants)
+				for (const request of [
+					{ range_end: "\0" },
+					{ key: "\0", range_end: "\0" },
+					{ key: "\0", range_end: "\xff\xff\xff\xff" },
+				]) {
+					const stream = client.open("Watch/Watch");
+					stream.send({ create_request: { ...request, start_revision: "1" } });
+					const keys: string[] = [];
+					while (keys.length < model.events.length) {
+						const response = await stream.next();
+						if (!response) throw new Error("the watch has ended");
+						for (const { kv } of (response.events ?? []) as Plain[])
+							keys.push(String((kv as Plain).key));
+					}
+					stream.cancel();
+					const expected = model.events.map(({ kv }) => (kv as Plain).key);
+					expect([name, keys]).toEqual([name, expected as string[]]);
 				}
-				stream.cancel();
-				const expected = model.events.map(({ kv }) => (kv as Plain).key);
-				expect([name, keys]).toEqual([name, expected as string[]]);
-			}
-	});
+		},
+		TIMEOUT_MS,
+	);
 });
 
 describe("a lease", () => {
