@@ -174,7 +174,7 @@ class Gateway {
 		result: "loaded" | "failed",
 		error: CredentialsError | undefined,
 	): void {
-		for (const { name } of this.#tenants ?? [])
+		for (const { name } of this.#tenants)
 			this.#metrics.reloads.inc({ tenant: name, files: "core", result });
 		if (error)
 			this.#log("ERROR", `${error.message}; the old files stay in use`);

@@ -252,6 +252,7 @@ export class CredentialFiles {
 	poll(): Promise<void> {
 		// After a look that is under way, which may have read a file too early.
 		const look = this.#last.then(() => this.#look());
+		// Its error is for whoever awaits it; the next look comes all the same.
 		this.#last = look.catch(() => undefined);
 		return look;
 	}

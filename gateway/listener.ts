@@ -202,6 +202,7 @@ export class Listener {
 	}
 
 	#onConnection(socket: TLSSocket): void {
+		// "close" follows, and says all there is to do.
 		socket.on("error", () => undefined);
 		const peer = peerOf(socket);
 		const reason = this.#distrust(peer);
