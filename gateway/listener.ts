@@ -410,7 +410,8 @@ export class Listener {
 		for (const connection of this.#connections) {
 			if (!connection.heard) connection.socket.destroy();
 			// The client comes back with its renewed one.
-			else if (connection.notAfter < Date.now()) this.#wind(connection);
+			else if (connection.notAfter < Date.now() && !connection.winding)
+				this.#wind(connection);
 			else connection.session.ping();
 			connection.heard = false;
 		}

@@ -7,8 +7,11 @@ import {
 	setDefaultTimeout,
 	test,
 } from "bun:test";
-import { readFileSync } from "node:fs";
+import { X509Certificate } from "node:crypto";
+import { readFileSync, writeFileSync } from "node:fs";
 import http2 from "node:http2";
+import { join } from "node:path";
+import { issueLeaf } from "../pki.ts";
 import { until } from "./cluster/processes.ts";
 import {
 	type DataPlane,
@@ -284,3 +287,46 @@ async function coreMetrics(etcd: Etcd): Promise<string> {
 	});
 	return answer.text();
 }
+
+describe("a client whose certificate expires while it is connected", () => {
+	test("is told to come back, and what it has under way ends as if the gateway did", async () => {
+		const gateway = await plane.gateway(core);
+		const pem = (file: string) => readFileSync(file, "utf8");
+		const { certFile, keyFile } = gateway.clients;
+		const short = await issueLeaf({
+			signer: { certificate: pem(certFile), key: pem(keyFile) },
+			commonName: "short",
+			usage: "clientAuth",
+			// In whole seconds, as certificates have them; never before its authority was.
+			validity: {
+				notBefore: Date.parse(new X509Certificate(pem(certFile)).validFrom),
+				notAfter: Math.ceil(Date.now() / 1000) * 1000 + 5_000,
+			},
+		});
+		const [shortCert, shortKey] = ["short.crt", "short.key"].map((name) =>
+			join(plane.dir, name),
+		) as [string, string];
+		writeFileSync(shortCert, short.certificate);
+		writeFileSync(shortKey, short.key);
+		const expiring = { ...gateway, certFile: shortCert, keyFile: shortKey };
+		const [client, other] = await Promise.all([
+			Raw.connect(expiring),
+			Raw.connect(gateway),
+		]);
+		const watches = [client, other].map((raw) => {
+			const watch = raw.open(WATCH);
+			raw.send(data(watch, grpc(watchCreate("k"))));
+			return watch;
+		}) as [number, number];
+		await until("it watches", async () => client.stream(watches[0]).bytes > 0);
+		// Looked at every 30 s.
+		expect(await client.ended(watches[0], 90_000)).toBe(
+			"14: etcdserver: server stopped",
+		);
+		await until("it is let go", async () => client.closed);
+		expect(client.goaway).toEqual({ lastId: watches[0], code: 0 });
+		expect(other.closed).toBeFalse();
+		expect(other.status(watches[1])).toBe("");
+		other.destroy();
+	}, 180_000);
+});
