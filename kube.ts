@@ -140,7 +140,7 @@ export class Kube {
 			let retryAfterMs = 0;
 			try {
 				if (version === undefined) {
-					const { items, metadata } = await this.#list<T>(target, signal);
+					const { items, metadata } = await this.#list<T>(target, {}, signal);
 					if (signal.aborted) return;
 					options.onSync(items);
 					version = metadata.resourceVersion;
@@ -176,18 +176,30 @@ export class Kube {
 		}
 	}
 
+	/** All of a kind in a namespace that carry the labels. */
+	async list<T extends KubeObject>(
+		kind: Kind,
+		namespace: string,
+		labelSelector = "",
+	): Promise<T[]> {
+		const { apiVersion } = kinds[kind];
+		const query = { ...(labelSelector && { labelSelector }) };
+		return (await this.#list<T>({ apiVersion, kind, namespace }, query)).items;
+	}
+
 	async #list<T extends KubeObject>(
 		target: Target,
-		signal: AbortSignal,
+		selection: Record<string, string>,
+		signal?: AbortSignal,
 	): Promise<List<T>> {
 		const items: T[] = [];
-		const query: Record<string, string> = { limit: "500" };
+		const query: Record<string, string> = { ...selection, limit: "500" };
 		for (;;) {
 			const page = await this.#transport.request<List<T>>({
 				verb: "list",
 				target,
 				query,
-				signal,
+				...(signal && { signal }),
 			});
 			// In a list the items come without their kind.
 			const { apiVersion, kind } = target;

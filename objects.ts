@@ -4,6 +4,9 @@
 export const kinds = {
 	EtcdStorage: resource("etcd.xmudrii.com/v1alpha1", "etcdstorages", false),
 	Deployment: resource("apps/v1", "deployments"),
+	StatefulSet: resource("apps/v1", "statefulsets"),
+	DaemonSet: resource("apps/v1", "daemonsets"),
+	Pod: resource("v1", "pods"),
 	Service: resource("v1", "services"),
 	ConfigMap: resource("v1", "configmaps"),
 	Secret: resource("v1", "secrets"),

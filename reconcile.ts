@@ -11,6 +11,25 @@ import type { CertificateFacts, KeyPair, Validity } from "./pki.ts";
 export type Domain = "client" | "serving";
 export const domains: readonly Domain[] = ["client", "serving"];
 
+/**
+ * Where the replacement of a signer has got to (pki.md, rule 2). `Publish`: the next signer is being written into every
+ * bundle. `Sign`: it is the current one, and leaves are being issued by it. `Spread`: who verifies is being brought to
+ * load the new bundle. `Retire`: all have, and the former CA stays until it expires. `Steady`: nothing is under way.
+ */
+export type Phase = "Steady" | "Publish" | "Sign" | "Spread" | "Retire";
+
+/** Somebody that a phase waits for. */
+export interface Wait {
+	/** The object: `Deployment api/apiserver`. */
+	who: string;
+	/** In CamelCase, for conditions and metrics: `ConsumerForbidden`. */
+	reason: string;
+	/** What is waited for; of an obstacle, also the way out. */
+	message: string;
+	/** Whether it does not pass by itself: a person must do something. */
+	obstacle: boolean;
+}
+
 /** notBefore lies this far back, for verifiers whose clock is behind. */
 export const BACKDATE = 5 * 60_000;
 const JITTER = 0.1;
