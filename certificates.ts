@@ -1,23 +1,30 @@
 /**
  * From Secrets to facts, and from a plan to certificates: the two ways between what lies in the cluster and the core.
  */
-import { type Data, type Material, secretText } from "./manifests.ts";
+import { domains } from "./lifetimes.ts";
+import {
+	type Data,
+	type Material,
+	readAnswered,
+	secretText,
+} from "./manifests.ts";
 import type { CertificateFacts } from "./pki.ts";
 import * as pki from "./pki.ts";
 import type { CoreCredentials } from "./problems.ts";
 import {
-	type Domain,
-	domains,
-	type Found,
 	type Leaf,
+	leafDomain,
 	type Observed,
 	type Plan,
-	type Signer,
-	type SignerPlan,
 } from "./reconcile.ts";
-
-export const leafDomain = (id: string): Domain =>
-	id === "server" ? "serving" : "client";
+import {
+	type Authority,
+	advance,
+	type Found,
+	newest,
+	type Signers,
+	type Step,
+} from "./rotation.ts";
 
 /** Makes what the plan asks for and keeps the rest. */
 export async function issue(
@@ -26,64 +33,61 @@ export async function issue(
 	coreCA: string,
 	now: number,
 ): Promise<Material> {
-	const signer = async (domain: Domain) => {
-		const found = observed.signers[domain];
-		const due = plan.signers.find((one) => one.domain === domain);
-		if (due) return issueSigner(due, found, now);
-		if (!("pair" in found)) throw new Error(`${domain} signer: not due`);
-		const { pair, facts, cross } = found;
-		const trusted = found.bundle.filter((one) => now <= one.notAfter);
-		return {
-			pair,
-			facts,
-			...(cross && now <= cross.notAfter && { cross: cross.pem }),
-			trusted,
-			bundle: pki.bundle(trusted, now),
-		};
-	};
-	const [client, serving] = await Promise.all(domains.map(signer));
-	if (!client || !serving) throw new Error("a domain without a signer");
-	const signers = { client, serving };
+	const signers = {} as Material["signers"];
+	const made = domains.map(async (domain) => {
+		const { step } = plan.rotations[domain];
+		const before = observed.signers[domain];
+		const after = advance(before, step, await makeSigner(step), now);
+		signers[domain] = { ...after, bundle: pki.bundle(after.trusted, now) };
+	});
+	await Promise.all(made);
 
 	const leaves: Material["leaves"] = {};
 	for (const [id, found] of Object.entries(observed.leaves)) {
-		const { pair, cross = "" } = signers[leafDomain(id)];
+		const { current, cross } = signers[leafDomain(id)];
 		const due = plan.leaves.find((one) => one.id === id);
-		if (!due && !("pair" in found)) throw new Error(`${id}: not due`);
-		const leaf = due
-			? await pki.issueLeaf({ ...due, signer: pair })
-			: undefined;
-		const facts = leaf ? first(leaf.certificate) : (found as Leaf).facts;
-		const key = leaf?.key ?? (found as Leaf).pair.key;
+		// Nothing was issued for want of a signer: what is there stays as it is, and what is not there must wait.
+		if (!due && !("pair" in found)) continue;
+		let leaf = found as Leaf;
+		if (due) {
+			if (!("pair" in current)) throw new Error(`${id}: due without a signer`);
+			const pair = await pki.issueLeaf({ ...due, signer: current.pair });
+			const facts = first(pair.certificate);
+			leaf = {
+				pair,
+				facts,
+				keyMatches: true,
+				chain: facts.pem,
+				signedBySigner: true,
+			};
+		}
 		// With the cross-certificate, who still trusts only the signer's predecessor accepts the leaf, too.
-		leaves[id] = { pair: { certificate: facts.pem + cross, key }, facts };
+		const certificate = leaf.signedBySigner
+			? leaf.facts.pem + (cross?.pem ?? "")
+			: leaf.chain;
+		leaves[id] = {
+			pair: { certificate, key: leaf.pair.key },
+			facts: leaf.facts,
+		};
 	}
 	return { signers, leaves, coreCA };
 }
 
-async function issueSigner(
-	due: SignerPlan,
-	predecessor: Found<Signer>,
-	now: number,
-): Promise<Material["signers"][Domain]> {
-	const pair = await pki.issueCA(due);
-	const facts = first(pair.certificate);
-	const cross =
-		due.crossSign && "pair" in predecessor
-			? await pki.crossSign({
-					signer: predecessor.pair,
-					subject: pair.certificate,
-					validity: due.crossSign,
-				})
-			: undefined;
-	const trusted = [...due.keep, facts].filter((one) => now <= one.notAfter);
-	return {
+async function makeSigner(step: Step | undefined) {
+	if (step?.do !== "make") return undefined;
+	const pair = await pki.issueCA(step);
+	const authority: Authority = {
 		pair,
-		facts,
-		...(cross && { cross }),
-		trusted,
-		bundle: pki.bundle(trusted, now),
+		facts: first(pair.certificate),
+		keyMatches: true,
 	};
+	if (!step.cross) return { authority };
+	const cross = await pki.crossSign({
+		signer: step.cross.by,
+		subject: pair.certificate,
+		validity: step.cross.validity,
+	});
+	return { authority, cross: first(cross) };
 }
 
 function first(pem: string): CertificateFacts {
@@ -103,44 +107,89 @@ function readable<T>(read: () => T): T | { unreadable: string } {
 	}
 }
 
-/** The pair in a Secret's two keys, as in https://kubernetes.io/docs/concepts/configuration/secret/#tls-secrets */
-const readPair = (secret: Data) =>
-	readable(() => {
-		const facts = first(secretText(secret, "tls.crt") ?? "");
-		const key = secretText(secret, "tls.key") ?? "";
+/** The pair in two keys of a Secret, as in https://kubernetes.io/docs/concepts/configuration/secret/#tls-secrets */
+function readPair(
+	secret: Data | undefined,
+	of: "tls" | "next" | "previous" = "tls",
+): Found<Authority> {
+	const certificate = secret && secretText(secret, `${of}.crt`);
+	const key = (secret && secretText(secret, `${of}.key`)) ?? "";
+	if (!certificate && !key) return { missing: true };
+	return readable(() => {
+		const facts = first(certificate ?? "");
 		const pair = { certificate: facts.pem, key };
 		return { pair, facts, keyMatches: pki.keyMatches(facts, key) };
 	});
+}
 
-export function observeSigner(secret: Data): Found<Signer> {
-	const found = readPair(secret);
-	if ("unreadable" in found) return found;
-	const others = (key: string): CertificateFacts[] => {
-		const text = secretText(secret, key);
-		const list = readable(() => (text ? pki.parseCertificates(text) : []));
-		return "unreadable" in list ? [] : list;
+/** The certificates of a PEM text; undefined without any, and where one of them is damaged. */
+function readBundle(pem: string | undefined): CertificateFacts[] | undefined {
+	const found = readable(() => (pem ? pki.parseCertificates(pem) : undefined));
+	return found && "unreadable" in found ? undefined : found;
+}
+
+/**
+ * @param secret the domain's signer Secret, if it is there
+ * @param copies of the domain's bundle, the best first: what is trusted, where the Secret does not tell
+ */
+export function observeSigners(
+	secret: Data | undefined,
+	copies: (string | undefined)[],
+): Signers {
+	const text = (key: string) => secret && secretText(secret, key);
+	const one = (key: string) => readBundle(text(key))?.[0];
+	const current = readPair(secret);
+	const next = readPair(secret, "next");
+	const cross = one("cross.crt");
+	const nextCross = one("next-cross.crt");
+	// Its key may be gone on purpose, or be damaged: the certificate counts all the same.
+	const previous = one("previous.crt");
+	const previousPair = readPair(secret, "previous");
+	const trusted =
+		[text("ca-bundle.crt"), ...copies]
+			.map((pem) => readBundle(pem))
+			.find((found) => found !== undefined) ?? [];
+	const signers: Signers = {
+		current,
+		next,
+		trusted: [...trusted],
+		answered: readAnswered(secret),
+		...(cross && { cross }),
+		...(nextCross && { nextCross }),
+		...(previous && {
+			previous: {
+				facts: previous,
+				...("pair" in previousPair &&
+					previousPair.keyMatches && { pair: previousPair.pair }),
+			},
+		}),
 	};
-	const [cross] = others("cross.crt");
-	const bundle = [...others("ca-bundle.crt"), found.facts];
-	return { ...found, ...(cross && { cross }), bundle };
+	const known = newest(signers)?.facts;
+	if (
+		known?.isCA &&
+		!trusted.some((one) => one.fingerprint === known.fingerprint)
+	)
+		signers.trusted.push(known);
+	return signers;
 }
 
 export async function observeLeaf(
 	secret: Data | undefined,
-	signer: Found<Signer>,
+	{ current }: Signers,
 ): Promise<Found<Leaf>> {
-	if (!secret) return { missing: true };
 	// Placeholders of the type kubernetes.io/tls carry both keys with empty values.
-	if (!secretText(secret, "tls.crt") && !secretText(secret, "tls.key"))
-		return { missing: true };
 	const found = readPair(secret);
-	if ("unreadable" in found) return found;
+	if (!("facts" in found)) return found;
 	const signedBySigner =
-		"pair" in signer &&
-		found.facts.issuer === signer.facts.subject &&
-		(await pki.verifies(found.facts.pem, signer.facts.pem));
-	return { ...found, signedBySigner };
+		"facts" in current &&
+		found.facts.issuer === current.facts.subject &&
+		(await pki.verifies(found.facts.pem, current.facts.pem));
+	const chain = (secret && secretText(secret, "tls.crt")) ?? "";
+	return { ...found, chain, signedBySigner };
 }
+
+const present = <T extends object>(found: Found<T>) =>
+	"missing" in found ? { unreadable: "no certificate" } : found;
 
 export function observeCore(
 	ca: Data | undefined,
@@ -156,7 +205,10 @@ export function observeCore(
 			},
 		}),
 		...(secret && {
-			client: { object: secret, certificate: readPair(secret) },
+			client: {
+				object: secret,
+				certificate: present(readPair(secret)),
+			},
 		}),
 	};
 }

@@ -7,7 +7,7 @@ import {
 } from "./etcdstorage.ts";
 import { ApiError } from "./kube.ts";
 import { FILLED_BY, withoutOurs } from "./manifests.ts";
-import type { Context } from "./visit.ts";
+import type { Context } from "./observe.ts";
 
 export const FINALIZER = "etcd.xmudrii.com/targets";
 /** A target that cannot be reached is given up this long after its EtcdStorage was deleted: deletion never hangs. */

@@ -14,10 +14,18 @@ export interface ObjectName {
 	namespace: string;
 }
 
+/** A workload that reads the serving CA bundle: it must be restarted to read another. */
+export interface Consumer {
+	kind: "Deployment" | "StatefulSet" | "DaemonSet";
+	name: string;
+	namespace: string;
+}
+
 export interface EtcdStorage extends KubeObject {
 	spec: {
 		caCertConfigMap?: ObjectName[];
 		clientCertSecret?: ObjectName[];
+		consumers?: Consumer[];
 		signingCertificateValidity: string;
 		servingCertificateValidity: string;
 		clientCertificateValidity: string;
@@ -28,7 +36,12 @@ export interface EtcdStorage extends KubeObject {
 
 /** https://github.com/kubernetes/community/blob/master/contributors/devel/sig-architecture/api-conventions.md#typical-status-properties */
 export interface Condition {
-	type: "Deployed" | "CertificatesReady" | "Ready" | "ValidityWarning";
+	type:
+		| "Deployed"
+		| "CertificatesReady"
+		| "Ready"
+		| "ValidityWarning"
+		| "RotationBlocked";
 	status: "True" | "False";
 	reason: string;
 	message: string;
@@ -42,6 +55,21 @@ export interface CertificateStatus {
 	notBefore: string;
 	notAfter: string;
 	renewalTime: string;
+	/** Of a signer: where its replacement has got to, see rotation.ts. */
+	rotation?: RotationStatus;
+}
+
+export interface RotationStatus {
+	/** Which CA this is about, the newest one: what its common name ends with. */
+	generation: string;
+	phase: string;
+	/** Of the phase; the only thing that the certificates cannot tell. */
+	since: string;
+	/** Why the phase was entered. */
+	reason: string;
+	waitingFor?: string[];
+	/** When something happens by itself. */
+	nextStepAt?: string;
 }
 
 /** A target that carries something of ours; kept so that it can be cleaned once the spec no longer names it. */
@@ -53,9 +81,19 @@ export interface EtcdStorageStatus {
 	observedGeneration?: number;
 	endpoint?: string;
 	nextExpiry?: string;
+	/** Of the serving CA bundle, as on the target ConfigMaps. */
+	caBundleSHA256?: string;
 	conditions?: Condition[];
 	certificates?: CertificateStatus[];
 	targets?: TargetStatus[];
+}
+
+/** What a person has asked for, with the reason given; each answered once per reason. */
+export interface Requests {
+	/** Replace the signer now, through all phases. */
+	rotate?: string;
+	/** Replace it, and trust the former one no longer. */
+	compromised?: string;
 }
 
 /** A spec that can be acted on. Durations in milliseconds. */
@@ -63,7 +101,10 @@ export interface Spec {
 	name: string;
 	replicas: number;
 	targets: TargetStatus[];
+	consumers: Consumer[];
 	validity: { signing: number; serving: number; client: number };
+	/** What annotations ask for, by domain. */
+	requests: Record<"client" | "serving", Requests>;
 	/** What is accepted but will not be as written, or deserves a second look. */
 	warnings: string[];
 }
@@ -186,8 +227,41 @@ export function readSpec(storage: EtcdStorage): Spec | { invalid: string } {
 			targets.push({ kind, name, namespace });
 		}
 	}
-	return { name, replicas, targets, validity, warnings };
+
+	const consumers: Consumer[] = [];
+	const listed: unknown = spec.consumers ?? [];
+	if (!Array.isArray(listed))
+		return {
+			invalid: "spec.consumers must be a list of {kind, name, namespace}.",
+		};
+	for (const [index, entry] of (listed as unknown[]).entries()) {
+		const { kind, name, namespace } = (entry ?? {}) as Partial<Consumer>;
+		if (
+			!consumerKinds.some((one) => one === kind) ||
+			!isObjectName(name) ||
+			!isObjectName(namespace, 63)
+		)
+			return {
+				invalid: `spec.consumers[${index}] needs a kind (${consumerKinds.join(", ")}), a name and a namespace.`,
+			};
+		consumers.push({ kind, name, namespace } as Consumer);
+	}
+
+	const requests: Spec["requests"] = { client: {}, serving: {} };
+	for (const domain of ["client", "serving"] as const)
+		for (const what of ["rotate", "compromised"] as const) {
+			const annotation = `etcd.xmudrii.com/${what}-${domain}`;
+			const reason = storage.metadata.annotations?.[annotation];
+			if (reason?.trim()) requests[domain][what] = reason.trim();
+			else if (reason !== undefined)
+				warnings.push(
+					`the annotation ${annotation} has no effect without a reason as its value`,
+				);
+		}
+	return { name, replicas, targets, consumers, validity, requests, warnings };
 }
+
+const consumerKinds = ["Deployment", "StatefulSet", "DaemonSet"] as const;
 
 /** The status as the controller has written it; an empty one if somebody else has, as an older CRD lets them. */
 export function readStatus({ status }: EtcdStorage): EtcdStorageStatus {

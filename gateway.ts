@@ -139,6 +139,16 @@ class Gateway {
 					const reason = this.#unready;
 					return reason === undefined ? text("ok") : text(reason, 503);
 				},
+				// Who asks wants to know whether a CA may be retired, or is the one to be trusted.
+				"/client-ca": () => {
+					const sha256 = this.#tenants[0]?.clientCA;
+					return sha256 === undefined
+						? Response.json(
+								{ message: "the client CA bundle is not loaded yet" },
+								{ status: 503 },
+							)
+						: Response.json({ sha256 });
+				},
 				"/metrics": async () =>
 					new Response(await this.#metrics.registry.metrics(), {
 						headers: { "content-type": this.#metrics.registry.contentType },

@@ -42,6 +42,8 @@ interface WatchEvent<T> {
 	object: T;
 }
 
+/** For a pod that is asked by way of the API server. */
+const POD_TIMEOUT_MS = 5_000;
 const MERGE_PATCH = "application/merge-patch+json";
 
 /** The verbs reject with `ApiError`. */
@@ -185,6 +187,45 @@ export class Kube {
 		const { apiVersion } = kinds[kind];
 		const query = { ...(labelSelector && { labelSelector }) };
 		return (await this.#list<T>({ apiVersion, kind, namespace }, query)).items;
+	}
+
+	/**
+	 * What a pod answers to a GET in plain HTTP, by way of the API server: JSON, of which nothing is checked.
+	 * Rejects with the pod's own status where that is not 2xx, and with one of these that the API server or we give:
+	 * 403 "Forbidden" (pods/proxy may not be asked), 404 "NotFound" (there is no such pod; a pod's own 404 has the reason
+	 * "HTTP 404"), 400 (its address is not one of a pod), 503 (it cannot be reached), 504 "Timeout" (no answer within
+	 * 5 s), 0 "Malformed" (no JSON), 0 "Unreachable" (the API server).
+	 * https://kubernetes.io/docs/reference/generated/kubernetes-api/v1.37/#get-connect-proxy-path-pod-v1-core
+	 * @param path without a slash before it
+	 */
+	async podProxy<T>(
+		namespace: string,
+		pod: string,
+		port: number,
+		path: string,
+	): Promise<T> {
+		const target = {
+			apiVersion: kinds.Pod.apiVersion,
+			kind: "Pod",
+			namespace,
+			name: `${pod}:${port}`,
+		};
+		// As a signal: a time limit of the transport would be taken for the API server's silence, and the connection given up.
+		const signal = AbortSignal.timeout(POD_TIMEOUT_MS);
+		try {
+			return await this.#transport.request<T>({
+				verb: "get",
+				target,
+				subresource: `proxy/${path}`,
+				signal,
+			});
+		} catch (error) {
+			const late = error instanceof ApiError && error.reason === "Unreachable";
+			if (!late || !signal.aborted) throw error;
+			const message = `no answer within ${POD_TIMEOUT_MS / 1000} s`;
+			const status = { code: 504, reason: "Timeout", message };
+			throw new ApiError("get", target, status, error);
+		}
 	}
 
 	async #list<T extends KubeObject>(

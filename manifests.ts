@@ -9,11 +9,13 @@ import { createHash } from "node:crypto";
 import {
 	API_VERSION,
 	type EtcdStorage,
+	type Requests,
 	type TargetStatus,
 } from "./etcdstorage.ts";
 import type { KubeObject } from "./kube.ts";
+import type { Domain } from "./lifetimes.ts";
 import type { CertificateFacts, KeyPair } from "./pki.ts";
-import type { Domain } from "./reconcile.ts";
+import { newest, type Signers } from "./rotation.ts";
 
 export const FIELD_MANAGER = "etcdproxy-controller";
 /** On targets: which EtcdStorage fills them. It is what keeps two of them from filling the same one. */
@@ -21,6 +23,11 @@ export const FILLED_BY = "etcd.xmudrii.com/etcdstorage";
 const EXPIRY = "etcd.xmudrii.com/certificate-expiry-date";
 const SIGNED_BY = "etcd.xmudrii.com/certificate-signed-by";
 const CA_HASH = "etcd.xmudrii.com/ca-bundle-sha256";
+/** On signer Secrets: the requests that they are the answer to. In the same write as the new signer, so that none is answered twice. */
+const ANSWERED = {
+	rotate: "etcd.xmudrii.com/rotated-for",
+	compromised: "etcd.xmudrii.com/compromised-for",
+};
 
 /** What does not change between EtcdStorages. */
 export interface Environment {
@@ -34,17 +41,8 @@ export interface Environment {
 
 /** Everything issued or kept in one visit, as it is to lie in the cluster. Certificates are PEM. */
 export interface Material {
-	signers: Record<
-		Domain,
-		{
-			pair: KeyPair;
-			facts: CertificateFacts;
-			cross?: string;
-			trusted: CertificateFacts[];
-			/** `trusted` as it lies in ConfigMaps. */
-			bundle: string;
-		}
-	>;
+	/** `bundle` is what lies in ConfigMaps: `trusted` without what has expired. */
+	signers: Record<Domain, Signers & { bundle: string }>;
 	/** By id, as in reconcile.ts; `pair.certificate` is the chain to be presented. */
 	leaves: Record<string, { pair: KeyPair; facts: CertificateFacts }>;
 	/** The core's CA bundle, of which etcd's own proxies read the file only once. */
@@ -119,18 +117,34 @@ export function owned(
 	};
 }
 
-const described = (facts: CertificateFacts) => ({
+const describe = (facts: CertificateFacts) => ({
 	[EXPIRY]: `${new Date(facts.notAfter).toISOString().slice(0, 19)}Z`,
 	[SIGNED_BY]: facts.issuer,
 });
 
-/** The Secret of a signer. A next generation and its cross-certificate fit beside `tls.crt` as further keys. */
+/** The Secret of a domain's signers; what its keys mean is told by the type `Signers`. */
 export function signerSecret(
 	storage: EtcdStorage,
 	environment: Environment,
 	domain: Domain,
-	signer: Material["signers"][Domain],
+	signers: Material["signers"][Domain],
 ): Data {
+	const { current, next, nextCross, cross, previous, answered } = signers;
+	const pair = (name: string, found: KeyPair | undefined) =>
+		found && {
+			[`${name}.crt`]: found.certificate,
+			[`${name}.key`]: found.key,
+		};
+	const data = {
+		...pair("tls", "pair" in current ? current.pair : undefined),
+		...(cross && { "cross.crt": cross.pem }),
+		...pair("next", "pair" in next ? next.pair : undefined),
+		...(nextCross && { "next-cross.crt": nextCross.pem }),
+		...(previous && { "previous.crt": previous.facts.pem }),
+		...pair("previous", previous?.pair),
+		"ca-bundle.crt": signers.bundle,
+	};
+	const shown = newest(signers);
 	return {
 		...owned(
 			storage,
@@ -138,14 +152,30 @@ export function signerSecret(
 			"v1",
 			"Secret",
 			names.signer(storage.metadata.name, domain),
-			described(signer.facts),
+			{
+				...(shown && describe(shown.facts)),
+				...(answered.rotate !== undefined && {
+					[ANSWERED.rotate]: answered.rotate,
+				}),
+				...(answered.compromised !== undefined && {
+					[ANSWERED.compromised]: answered.compromised,
+				}),
+			},
 		),
-		data: {
-			"tls.crt": base64(signer.pair.certificate),
-			"tls.key": base64(signer.pair.key),
-			...(signer.cross && { "cross.crt": base64(signer.cross) }),
-			"ca-bundle.crt": base64(signer.bundle),
-		},
+		data: Object.fromEntries(
+			Object.entries(data).map(([key, text]) => [key, base64(text)]),
+		),
+	};
+}
+
+/** The requests that a signer Secret is the answer to. */
+export function readAnswered(secret: Data | undefined): Requests {
+	const { annotations = {} } = secret?.metadata ?? {};
+	const rotate = annotations[ANSWERED.rotate];
+	const compromised = annotations[ANSWERED.compromised];
+	return {
+		...(rotate !== undefined && { rotate }),
+		...(compromised !== undefined && { compromised }),
 	};
 }
 
@@ -157,6 +187,10 @@ export function bundles(
 	material: Material,
 ): Data[] {
 	const { client, serving } = material.signers;
+	const described = (signers: Signers) => {
+		const shown = newest(signers);
+		return shown ? describe(shown.facts) : {};
+	};
 	return [
 		{
 			...owned(
@@ -165,14 +199,18 @@ export function bundles(
 				"v1",
 				"ConfigMap",
 				names.clientCA(storage.metadata.name),
-				described(client.facts),
+				described(client),
 			),
-			data: { "client-ca.crt": client.bundle },
+			data: {
+				"client-ca.crt": client.bundle,
+				// A copy, should the signer's Secret be lost.
+				"serving-ca.crt": serving.bundle,
+			},
 		},
 		...targets
 			.filter((target) => target.kind === "ConfigMap")
 			.map((target) =>
-				targetObject(storage, target, serving.facts, {
+				targetObject(storage, target, described(serving), {
 					"serving-ca.crt": serving.bundle,
 				}),
 			),
@@ -191,23 +229,25 @@ export function certificates(
 		"tls.key": base64(pair.key),
 	});
 	const { server } = material.leaves;
-	if (!server) throw new Error("no server certificate was issued");
+	const ours = server && {
+		...owned(
+			storage,
+			environment,
+			"v1",
+			"Secret",
+			names.serverCert(storage.metadata.name),
+			describe(server.facts),
+		),
+		data: tls(server),
+	};
 	return [
-		{
-			...owned(
-				storage,
-				environment,
-				"v1",
-				"Secret",
-				names.serverCert(storage.metadata.name),
-				described(server.facts),
-			),
-			data: tls(server),
-		},
+		...(ours ? [ours] : []),
 		...targets.flatMap((target) => {
 			const leaf =
 				target.kind === "Secret" ? material.leaves[leafId(target)] : undefined;
-			return leaf ? [targetObject(storage, target, leaf.facts, tls(leaf))] : [];
+			return leaf
+				? [targetObject(storage, target, describe(leaf.facts), tls(leaf))]
+				: [];
 		}),
 	];
 }
@@ -219,7 +259,7 @@ export const leafId = (target: TargetStatus) =>
 function targetObject(
 	storage: EtcdStorage,
 	target: TargetStatus,
-	facts: CertificateFacts,
+	description: Record<string, string>,
 	data: Record<string, string>,
 ): Data {
 	return {
@@ -228,7 +268,7 @@ function targetObject(
 			...emptyTarget(target).metadata,
 			annotations: {
 				[FILLED_BY]: storage.metadata.name,
-				...described(facts),
+				...description,
 				// For whoever restarts the API server when its CA file changes: it reads that file only once.
 				...(target.kind === "ConfigMap" && {
 					[CA_HASH]: hash(data["serving-ca.crt"] ?? ""),

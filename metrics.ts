@@ -1,7 +1,15 @@
 /** What can be measured from outside, in Prometheus' text format: https://prometheus.io/docs/practices/naming/ */
 
 import { Counter, Gauge, Histogram, Registry } from "prom-client";
+import type { EtcdStorageStatus } from "./etcdstorage.ts";
+import { phases, standing } from "./rotation.ts";
 import type { Outcome } from "./status.ts";
+
+/** What the newest visit to each EtcdStorage has found, by its name. */
+export type Known = Map<
+	string,
+	{ outcome: Outcome; status: EtcdStorageStatus }
+>;
 
 export class Metrics {
 	readonly registry = new Registry();
@@ -19,7 +27,14 @@ export class Metrics {
 	});
 	readonly issued = new Counter({
 		name: "etcdproxy_certificates_issued_total",
-		help: "Certificates issued.",
+		help: "Certificates issued, by what they are (signer, server, client) and why.",
+		labelNames: ["certificate", "reason"] as const,
+		registers: [this.registry],
+	});
+	readonly failures = new Counter({
+		name: "etcdproxy_certificate_failures_total",
+		help: "Visits in which certificates could not be issued or delivered, by reason.",
+		labelNames: ["reason"] as const,
 		registers: [this.registry],
 	});
 	readonly watchRestarts = new Counter({
@@ -37,12 +52,13 @@ export class Metrics {
 
 	/**
 	 * @param queue asked at every scrape
-	 * @param certificates the newest outcome's certificates of every EtcdStorage, by its name
+	 * @param known asked at every scrape, too
 	 */
 	constructor(
 		version: string,
 		queue: () => { depth: number; age: number },
-		certificates: ReadonlyMap<string, Outcome["certificates"]>,
+		known: Readonly<Known>,
+		clock: { now(): number; skewMs: number },
 	) {
 		const gauge = (name: string, help: string, value: () => number) =>
 			new Gauge({
@@ -66,7 +82,7 @@ export class Metrics {
 		gauge(
 			"etcdproxy_etcdstorages",
 			"EtcdStorages that are looked after.",
-			() => certificates.size,
+			() => known.size,
 		);
 		gauge(
 			"process_resident_memory_bytes",
@@ -96,33 +112,149 @@ export class Metrics {
 			registers: [this.registry],
 		}).set({ version }, 1);
 
-		const perCertificate = (
+		gauge(
+			"etcdproxy_clock_skew_seconds",
+			"How far this machine's clock is ahead of the API server's; 0 while that is next to nothing.",
+			() => clock.skewMs / 1000,
+		);
+
+		/** A gauge with one series for each row. */
+		const table = (
 			name: string,
 			help: string,
-			value: (one: Outcome["certificates"][number]) => number,
+			labels: string[],
+			rows: (
+				one: { outcome: Outcome; status: EtcdStorageStatus },
+				add: (value: number, ...values: string[]) => void,
+			) => void,
 		) =>
 			new Gauge({
 				name,
 				help,
-				labelNames: ["etcdstorage", "certificate"] as const,
+				labelNames: ["etcdstorage", ...labels],
 				registers: [this.registry],
 				collect() {
 					this.reset();
-					for (const [etcdstorage, list] of certificates)
-						for (const one of list)
-							this.set({ etcdstorage, certificate: one.id }, value(one) / 1000);
+					for (const [etcdstorage, one] of known)
+						rows(one, (value, ...values) =>
+							this.set(
+								{
+									etcdstorage,
+									...Object.fromEntries(
+										labels.map((label, index) => [label, values[index] ?? ""]),
+									),
+								},
+								value,
+							),
+						);
 				},
 			});
 		// Names in the style of cert-manager: https://cert-manager.io/docs/devops-tips/prometheus-metrics/
-		perCertificate(
-			"etcdproxy_certificate_not_after_timestamp_seconds",
-			"When the certificate expires.",
-			(one) => one.facts.notAfter,
+		const dates = {
+			not_before: [
+				"When the certificate begins to be valid.",
+				(one: Outcome["certificates"][number]) => one.facts.notBefore,
+			],
+			not_after: [
+				"When the certificate expires.",
+				(one: Outcome["certificates"][number]) => one.facts.notAfter,
+			],
+			renewal: [
+				"When the certificate will be renewed.",
+				(one: Outcome["certificates"][number]) => one.renewalTime,
+			],
+		} as const;
+		for (const [date, [help, value]] of Object.entries(dates))
+			table(
+				`etcdproxy_certificate_${date}_timestamp_seconds`,
+				help,
+				["certificate"],
+				({ outcome }, add) => {
+					for (const one of outcome.certificates)
+						add(value(one) / 1000, one.id);
+				},
+			);
+		table(
+			"etcdproxy_condition",
+			"1 while the condition is True, else 0.",
+			["type"],
+			({ status }, add) => {
+				for (const one of status.conditions ?? [])
+					add(one.status === "True" ? 1 : 0, one.type);
+			},
 		);
-		perCertificate(
-			"etcdproxy_certificate_renewal_timestamp_seconds",
-			"When the certificate will be renewed.",
-			(one) => one.renewalTime,
+		table(
+			"etcdproxy_rotation_phase",
+			"1 for the phase in which the replacement of the domain's signer is, 0 for the others.",
+			["domain", "phase"],
+			({ outcome }, add) => {
+				for (const { domain, phase } of outcome.rotations)
+					for (const one of phases) add(one === phase ? 1 : 0, domain, one);
+			},
+		);
+		table(
+			"etcdproxy_rotation_waiting_seconds",
+			"How long the phase has been waiting for somebody; 0 while it is not.",
+			["domain"],
+			({ outcome, status }, add) => {
+				for (const { domain, waits } of outcome.rotations)
+					add(
+						waits.length > 0
+							? (clock.now() - (sinceOf(status, domain) ?? clock.now())) / 1000
+							: 0,
+						domain,
+					);
+			},
+		);
+		table(
+			"etcdproxy_rotation_blocked",
+			"1 for each reason for which the phase waits for a person.",
+			["domain", "reason"],
+			({ outcome, status }, add) => {
+				for (const rotation of outcome.rotations) {
+					const { domain, waits } = rotation;
+					const now = clock.now();
+					const since = sinceOf(status, domain) ?? now;
+					const { blocked } = standing(rotation, since, now);
+					const named = waits.filter((one) => one.obstacle);
+					if (blocked)
+						for (const { reason } of named.length > 0 ? named : waits)
+							add(1, domain, reason);
+				}
+			},
+		);
+		table(
+			"etcdproxy_rotation_deadline_timestamp_seconds",
+			"Until when it is harmless that the phase waits; absent while it does not.",
+			["domain"],
+			({ outcome }, add) => {
+				for (const { domain, waits, harmlessUntil } of outcome.rotations)
+					if (waits.length > 0 && harmlessUntil !== undefined)
+						add(harmlessUntil / 1000, domain);
+			},
 		);
 	}
+
+	/** Counts what a visit has issued, and what it could not. */
+	count({ issued, problems }: Outcome): void {
+		for (const { id, reason } of issued)
+			this.issued.inc({
+				certificate: id.replace(/^.*-signer$/, "signer").replace(/\/.*$/s, ""),
+				// What follows is about this one certificate.
+				reason: reason.replace(/:.*$/s, ""),
+			});
+		const reasons = problems
+			.filter((one) => one.condition === "CertificatesReady")
+			.map((one) => one.reason);
+		for (const reason of new Set(reasons)) this.failures.inc({ reason });
+	}
+}
+
+/** When the domain's phase was entered. */
+function sinceOf(
+	{ certificates }: EtcdStorageStatus,
+	domain: string,
+): number | undefined {
+	const signer = certificates?.find((one) => one.name === `${domain}-signer`);
+	return signer?.rotation && Date.parse(signer.rotation.since);
 }

@@ -4,10 +4,13 @@ import { randomUUID } from "node:crypto";
 import { hostname } from "node:os";
 import { isDeepStrictEqual } from "node:util";
 import { Cache } from "./cache.ts";
+import { Clock } from "./clock.ts";
 import { finalize } from "./deletion.ts";
 import {
 	API_VERSION,
 	type EtcdStorage,
+	type EtcdStorageStatus,
+	formatDuration,
 	readSpec,
 	readStatus,
 } from "./etcdstorage.ts";
@@ -27,7 +30,8 @@ import {
 	ownerOf,
 	possibleOwners,
 } from "./manifests.ts";
-import { Metrics } from "./metrics.ts";
+import { type Known, Metrics } from "./metrics.ts";
+import type { Context } from "./observe.ts";
 import { help, type Options, parseOptions } from "./options.ts";
 import packageJson from "./package.json" with { type: "json" };
 import { Queue } from "./queue.ts";
@@ -39,7 +43,7 @@ import {
 	status,
 } from "./status.ts";
 import { TargetReader } from "./targets.ts";
-import { type Context, visit } from "./visit.ts";
+import { visit } from "./visit.ts";
 import type { Deployment } from "./workload.ts";
 
 /** EtcdStorages visited at once: enough to hide the API server's latency, few enough not to crowd it. */
@@ -54,10 +58,13 @@ class Controller {
 	readonly #metrics: Metrics;
 	/** With a connection of its own: nothing else may hold up a renewal. */
 	readonly #leaseClient: Kube;
-	readonly #certificates = new Map<string, Outcome["certificates"]>();
+	readonly #clock = new Clock(Date.now, () => performance.now());
+	readonly #known: Known = new Map();
 	/** The status that we last wrote or agreed with, by EtcdStorage. */
 	readonly #told = new Map<string, EtcdStorage["status"]>();
 	#leading = false;
+	/** Whether our clock was found to be wrong. */
+	#skewed = false;
 
 	constructor(options: Options, log: Log) {
 		this.#log = log;
@@ -72,14 +79,18 @@ class Controller {
 		this.#metrics = new Metrics(
 			packageJson.version,
 			() => this.#queue,
-			this.#certificates,
+			this.#known,
+			this.#clock,
 		);
 		const config = loadKubeConfig(options.kubeconfig || undefined);
 		const client = (more: Partial<KubeOptions> = {}) =>
 			new Kube(config, {
 				fieldManager: FIELD_MANAGER,
-				onRequest: ({ verb, kind, code }) =>
-					this.#metrics.requests.inc({ verb, kind, code }),
+				onRequest: ({ verb, kind, code, date, seconds }) => {
+					this.#metrics.requests.inc({ verb, kind, code });
+					this.#clock.observe(date, seconds);
+					this.#watchClock();
+				},
 				...more,
 			});
 		const kube = client();
@@ -101,7 +112,9 @@ class Controller {
 				Deployment: new Cache<Deployment>(),
 			},
 			targets: new TargetReader(kube),
-			now: Date.now,
+			// Certificates are for others: what counts is not what time this machine thinks it is.
+			now: () => this.#clock.now(),
+			restarts: new Map(),
 			event: (storage, note) => this.#event(storage, note),
 		};
 	}
@@ -151,6 +164,19 @@ class Controller {
 			if (!(error instanceof ApiError)) throw error;
 			this.#log("WARN", `the lease runs out by itself: ${error.message}`);
 		});
+	}
+
+	#watchClock(): void {
+		const { skewMs } = this.#clock;
+		if (this.#skewed === (skewMs !== 0)) return;
+		this.#skewed = skewMs !== 0;
+		const way = skewMs > 0 ? "ahead of" : "behind";
+		if (this.#skewed)
+			this.#log(
+				"WARN",
+				`this machine's clock is ${formatDuration(Math.abs(skewMs))} ${way} the API server's, which is used instead; set it right (NTP)`,
+			);
+		else this.#log("INFO", "this machine's clock agrees with the API server's");
 	}
 
 	get synced(): boolean {
@@ -221,7 +247,7 @@ class Controller {
 	async #work(name: string): Promise<number | undefined> {
 		const known = this.#context.storages.get(name);
 		if (!known) {
-			this.#certificates.delete(name);
+			this.#known.delete(name);
 			this.#told.delete(name);
 			return undefined;
 		}
@@ -239,10 +265,10 @@ class Controller {
 				for (const target of storage.status?.targets ?? [])
 					this.#context.targets.forget(target);
 			const outcome = await visit(storage, this.#context);
-			this.#certificates.set(name, outcome.certificates);
-			this.#metrics.issued.inc(outcome.issued.length);
-			const told = await this.#tell(storage, outcome);
-			this.#told.set(name, (told ?? known).status);
+			this.#metrics.count(outcome);
+			const { after, written } = await this.#tell(storage, outcome);
+			this.#known.set(name, { outcome, status: after });
+			this.#told.set(name, (written ?? known).status);
 			const passing = outcome.problems.filter((one) => !one.userError);
 			if (passing.length > 0)
 				throw new Error(passing.map((one) => one.message).join(" | "));
@@ -258,15 +284,15 @@ class Controller {
 		}
 	}
 
-	/** Log, status and events: each only where something has changed. Resolves to what was written. */
+	/** Log, status and events: each only where something has changed. Resolves to the status, and to what was written. */
 	async #tell(
 		storage: EtcdStorage,
 		outcome: Outcome,
-	): Promise<EtcdStorage | undefined> {
+	): Promise<{ after: EtcdStorageStatus; written?: EtcdStorage }> {
 		const { kube, environment, storages } = this.#context;
 		const { name, uid = "" } = storage.metadata;
 		const news = [
-			...outcome.issued.map((one) => `issued ${one}`),
+			...outcome.issued.map(({ id, reason }) => `issued ${id} (${reason})`),
 			...outcome.written,
 		];
 		if (news.length > 0) this.#log("INFO", news.join("; "), name);
@@ -297,9 +323,11 @@ class Controller {
 		for (const note of events(before, after, outcome.issued)) {
 			if (note.type === "Warning")
 				this.#log("WARN", `${note.reason}: ${note.message}`, name);
+			else if (note.reason.startsWith("Rotation"))
+				this.#log("INFO", `${note.reason}: ${note.message}`, name);
 			await this.#event(storage, note);
 		}
-		return written;
+		return { after, ...(written && { written }) };
 	}
 
 	/** An event that cannot be written is logged and no more: conditions are what counts. */

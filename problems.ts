@@ -21,15 +21,29 @@ import type { CertificateFacts } from "./pki.ts";
 import type { Problem } from "./status.ts";
 import { dataPlane } from "./workload.ts";
 
-const describe = (target: TargetStatus) =>
+/** As it is called in messages. */
+export const describe = (target: TargetStatus) =>
 	`${target.kind} ${target.namespace}/${target.name}`;
 
-const certificatesProblem = (reason: string, message: string): Problem => ({
+const certificatesProblem = (
+	object: string,
+	reason: string,
+	message: string,
+): Problem => ({
 	condition: "CertificatesReady",
+	object,
 	reason,
 	message,
 	userError: true,
 });
+
+/** A certificate that waits for a signer: the former one is lost, and the next one not yet trusted by all. */
+export const signerPending = (id: string): Problem =>
+	certificatesProblem(
+		id,
+		"SignerPending",
+		`${id} can be issued only once the new CA is trusted; what that waits for is told by the condition RotationBlocked and in status.certificates`,
+	);
 
 /** A spec that cannot be acted on keeps everything from being ready; what was deployed before stays as it is. */
 export const invalidSpec = (message: string): Problem[] =>
@@ -56,11 +70,13 @@ export function targetProblem(
 	const kind = target.kind.toLowerCase();
 	if (isOurOwn(environment, target, found))
 		return certificatesProblem(
+			what,
 			"TargetIsOwn",
 			`${what} belongs to etcdproxy-controller itself and is not overwritten; name another ${target.kind} in the EtcdStorage's spec`,
 		);
 	if (!found)
 		return certificatesProblem(
+			what,
 			"TargetMissing",
 			`${what} is not there; create it (and its namespace): kubectl -n ${target.namespace} create ${kind === "secret" ? "secret generic" : kind} ${target.name}`,
 		);
@@ -69,6 +85,7 @@ export function targetProblem(
 		for (const other of others)
 			if (other.metadata.name === claim && names(other, target))
 				return certificatesProblem(
+					what,
 					"TargetTaken",
 					`${what} is filled by EtcdStorage ${claim}; name another ${target.kind} here, or remove it there`,
 				);
@@ -111,23 +128,27 @@ export function targetError(
 	const resource = `${target.kind.toLowerCase()}s`;
 	if (error.code === 403)
 		return certificatesProblem(
+			what,
 			"TargetForbidden",
 			`${what} may not be read and written by etcdproxy-controller; create the namespace if it is not there (kubectl create namespace ${target.namespace}) and grant get, update, patch on it: kubectl -n ${target.namespace} create role etcdproxy-${target.name} --verb=get,update,patch --resource=${resource} --resource-name=${target.name}, and a rolebinding to its ServiceAccount. (${error.message})`,
 		);
 	if (immutable)
 		return certificatesProblem(
+			what,
 			"TargetImmutable",
 			`${what} is immutable and cannot be filled; delete it and create it again without "immutable: true": kubectl -n ${target.namespace} delete ${target.kind.toLowerCase()} ${target.name}`,
 		);
 	if (error.code === 404)
-		return certificatesProblem("TargetMissing", `${what} has just gone`);
+		return certificatesProblem(what, "TargetMissing", `${what} has just gone`);
 	if (error.code === 422 || error.code === 400)
 		return certificatesProblem(
+			what,
 			"TargetRefused",
 			`${what} cannot be filled: ${error.message}`,
 		);
 	return {
 		condition: "CertificatesReady",
+		object: what,
 		reason: "TargetUnreachable",
 		message: `${what} could not be read or written: ${error.message}`,
 		userError: false,

@@ -7,15 +7,19 @@ import {
 	type EtcdStorage,
 	type EtcdStorageStatus,
 	endpoint,
+	type RotationStatus,
 	type Spec,
 	type TargetStatus,
 } from "./etcdstorage.ts";
+import { type Domain, domains } from "./lifetimes.ts";
 import type { CertificateFacts } from "./pki.ts";
-import type { Domain } from "./reconcile.ts";
+import { type Phase, type Rotation, standing } from "./rotation.ts";
 
 /** Something that keeps the EtcdStorage from being what its user asked for. The message names the object and the way out. */
 export interface Problem {
 	condition: "Deployed" | "CertificatesReady";
+	/** What it is about, where that is one object: `Secret api/etcd-client-cert`. */
+	object?: string;
 	reason: string;
 	message: string;
 	/** True for what only a change by a person can mend; false for what may pass by itself. */
@@ -25,8 +29,8 @@ export interface Problem {
 /** What one visit found and did: the one value that log, metrics, events, status and the next visit are made from. */
 export interface Outcome {
 	problems: Problem[];
-	/** `server: past 2/3 of its life` and the like: what was issued in this visit, with its reason. */
-	issued: string[];
+	/** What was issued in this visit. */
+	issued: { id: string; reason: string }[];
 	/** `Secret ns/name created`: what was written in this visit. */
 	written: string[];
 	certificates: {
@@ -35,8 +39,12 @@ export interface Outcome {
 		facts: CertificateFacts;
 		renewalTime: number;
 	}[];
-	/** When the first of the trusted CAs has expired, and leaves the bundle. */
-	bundleExpiry: number;
+	/** Where the replacement of each domain's signer is. */
+	rotations: Rotation[];
+	/** Whether one of them took a step in this visit: then the next step may be possible at once. */
+	stepped: boolean;
+	/** Of the serving CA bundle. */
+	bundleHash?: string;
 	/** Targets that carry something of ours. */
 	targets: TargetStatus[];
 	/** The Deployment's own words about itself. */
@@ -75,7 +83,10 @@ export function status(
 	};
 
 	const url = endpoint(storage.metadata.name, namespace);
-	const certificates = certificatesCondition(outcome);
+	const rotations = outcome.rotations.map((rotation) =>
+		judged(rotation, storage.status, now),
+	);
+	const certificates = certificatesCondition(outcome, rotations);
 	const deployed = deployedCondition(storage, namespace, outcome);
 	const serving: Verdict = [true, "Ready", `serving ${url}`];
 	const ready = [certificates, deployed].find(([ok]) => !ok) ?? serving;
@@ -86,12 +97,19 @@ export function status(
 	];
 	if ("warnings" in spec)
 		conditions.push(condition("ValidityWarning", ...validityWarning(spec)));
+	if (rotations.length > 0)
+		conditions.push(
+			condition("RotationBlocked", ...blockedCondition(rotations)),
+		);
 
 	const list: CertificateStatus[] = outcome.certificates.map((one) => ({
 		name: one.id,
 		notBefore: iso(one.facts.notBefore),
 		notAfter: iso(one.facts.notAfter),
 		renewalTime: iso(one.renewalTime),
+		...rotationStatus(
+			rotations.find(({ domain }) => one.id === `${domain}-signer`),
+		),
 	}));
 	return {
 		observedGeneration: generation,
@@ -100,9 +118,93 @@ export function status(
 			certificates: list,
 			nextExpiry: list.map((one) => one.notAfter).sort()[0] ?? "",
 		}),
+		...(outcome.bundleHash && { caBundleSHA256: outcome.bundleHash }),
 		...(outcome.targets.length > 0 && { targets: outcome.targets }),
 		conditions,
 	};
+}
+
+/** A rotation with what only the former status tells: since when it is in its phase. */
+interface Judged extends Rotation {
+	since: number;
+	blocked: boolean;
+	overdue: boolean;
+	shown: RotationStatus | undefined;
+}
+
+const REASONS: Record<Phase, string> = {
+	Publish: "a new CA is being written into every bundle",
+	Sign: "certificates are being issued by the new CA",
+	Spread: "every certificate is of the new CA",
+	Retire: "all who verify have loaded the new CA",
+	Steady: "no other CA is trusted",
+};
+
+function judged(
+	rotation: Rotation,
+	before: EtcdStorageStatus | undefined,
+	now: number,
+): Judged {
+	const { domain, phase, generation, waits, nextStepAt } = rotation;
+	const old = rotationOf(before, domain);
+	const same = old?.phase === phase && old.generation === generation;
+	const since = same && isDate(old.since) ? Date.parse(old.since) : now;
+	const shown = generation !== undefined && {
+		generation,
+		phase,
+		since: iso(since),
+		reason: rotation.reason ?? (same ? old.reason : REASONS[phase]),
+		...(waits.length > 0 && {
+			waitingFor: waits.map((one) => `${one.reason}: ${one.message}`),
+		}),
+		...(nextStepAt !== undefined &&
+			Number.isFinite(nextStepAt) && { nextStepAt: iso(nextStepAt) }),
+	};
+	return {
+		...rotation,
+		since,
+		...standing(rotation, since, now),
+		shown: shown || undefined,
+	};
+}
+
+const rotationOf = (before: EtcdStorageStatus | undefined, domain: Domain) =>
+	before?.certificates?.find((one) => one.name === `${domain}-signer`)
+		?.rotation;
+
+const rotationStatus = (judged: Judged | undefined) =>
+	judged?.shown && { rotation: judged.shown };
+
+/** What happens to whom when the wait has lasted too long. */
+const HARM: Record<Domain, string> = {
+	client: "API servers are refused by proxies that do not trust the new CA",
+	serving:
+		"API servers that have not loaded the new CA no longer accept the endpoint",
+};
+
+function blockedMessage({
+	domain,
+	generation,
+	phase,
+	...rest
+}: Judged): string {
+	const { waits, harmlessUntil = Number.NaN } = rest;
+	const messages = waits.map((one) => one.message).join("; ");
+	const until = Number.isFinite(harmlessUntil)
+		? `. Harmless until ${iso(harmlessUntil)}; then ${HARM[domain]}`
+		: "";
+	return `${domain} CA ${generation}, phase ${phase}: ${messages}${until}`;
+}
+
+function blockedCondition(rotations: Judged[]): Verdict {
+	const blocked = rotations.filter((one) => one.blocked);
+	const [first] = blocked.flatMap(({ waits }) => [
+		...waits.filter((one) => one.obstacle),
+		...waits,
+	]);
+	return first
+		? [true, first.reason, blocked.map(blockedMessage).join(" | ")]
+		: [false, "NotBlocked", "no replacement of a CA waits for a person"];
 }
 
 const isDate = (text: unknown) =>
@@ -132,7 +234,16 @@ function trouble(
 	return problems[0] && [false, problems[0].reason, messages];
 }
 
-function certificatesCondition(outcome: Outcome): Verdict {
+function certificatesCondition(outcome: Outcome, rotations: Judged[]): Verdict {
+	const overdue = rotations.filter((one) => one.overdue).map(blockedMessage);
+	if (overdue.length > 0) {
+		const [, , more] = trouble(outcome, "CertificatesReady") ?? [];
+		return [
+			false,
+			"RotationOverdue",
+			[...overdue, ...(more ? [more] : [])].join(" | "),
+		];
+	}
 	const message = `${outcome.certificates.length} certificates are valid and delivered`;
 	return (
 		trouble(outcome, "CertificatesReady") ?? [
@@ -183,15 +294,18 @@ export interface EventNote {
 export function events(
 	before: EtcdStorageStatus | undefined,
 	after: EtcdStorageStatus,
-	issued: string[],
+	issued: Outcome["issued"],
 ): EventNote[] {
 	const notes: EventNote[] = [];
 	if (issued.length > 0)
 		notes.push({
 			type: "Normal",
 			reason: "CertificatesIssued",
-			message: issued.join("; "),
+			message: issued.map(({ id, reason }) => `${id} (${reason})`).join("; "),
 		});
+	notes.push(
+		...domains.flatMap((domain) => phaseEvents(domain, before, after)),
+	);
 	for (const condition of after.conditions ?? []) {
 		const old = before?.conditions?.find((one) => one.type === condition.type);
 		const same =
@@ -213,14 +327,44 @@ export function events(
 			note("Normal", "CertificatesReady");
 		if (condition.type === "CertificatesReady" && !ok)
 			note("Warning", "CertificatesDeployFailure");
+		if (condition.type === "RotationBlocked" && ok)
+			note("Warning", "RotationBlocked");
+		if (condition.type === "RotationBlocked" && !ok && old?.status === "True")
+			note("Normal", "RotationUnblocked");
 		if (condition.type === "ValidityWarning" && ok)
 			note("Warning", "ValidityWarning");
 	}
 	return notes;
 }
 
+/** One for each phase that was entered, also for those that a controller did not live to tell of. */
+function phaseEvents(
+	domain: Domain,
+	before: EtcdStorageStatus | undefined,
+	after: EtcdStorageStatus,
+): EventNote[] {
+	const old = rotationOf(before, domain);
+	const { generation, phase, reason, waitingFor } =
+		rotationOf(after, domain) ?? {};
+	// The first CA of all replaces none.
+	if (!old || !generation) return [];
+	const order: string[] = ["Publish", "Sign", "Spread", "Retire", "Steady"];
+	const from = old.generation === generation ? order.indexOf(old.phase) + 1 : 0;
+	return order.slice(from, order.indexOf(phase ?? "") + 1).map((entered) => ({
+		type: "Normal",
+		reason: `Rotation${entered === "Steady" ? "Done" : entered}`,
+		message: `${domain} CA ${generation}: ${
+			entered === phase
+				? [reason, ...(waitingFor ?? [])].join("; ")
+				: REASONS[entered as Phase]
+		}`,
+	}));
+}
+
 /** How often targets are read: they live where the controller may not watch. */
 export const TARGET_POLL = 40_000;
+/** How soon a signer's next step may be possible. */
+const NEXT_STEP = 50;
 /** How soon a target that could not be written is looked at again: "healed in seconds", yet no hot loop. */
 export const BROKEN_TARGET_POLL = 5_000;
 
@@ -233,15 +377,21 @@ export function nextVisit(
 	now: number,
 	random: number,
 ): number {
-	const poll = outcome.problems.some((one) => one.userError)
-		? BROKEN_TARGET_POLL
-		: TARGET_POLL;
-	const due = Math.min(
+	if (outcome.stepped) return NEXT_STEP;
+	const eager =
+		outcome.problems.some((one) => one.userError) ||
+		outcome.rotations.some(({ waits }) => waits.some((one) => !one.obstacle));
+	const poll = eager ? BROKEN_TARGET_POLL : TARGET_POLL;
+	const due = [
 		...outcome.certificates.map((one) => one.renewalTime),
-		outcome.bundleExpiry,
-	);
+		...outcome.rotations.map(({ nextStepAt }) => nextStepAt ?? now),
+		// What was due already has been tried in this visit.
+	].filter((time) => time > now);
 	return Math.max(
 		1_000,
-		Math.min(poll * (0.75 + 0.25 * random), due - now + 1),
+		Math.min(
+			poll * (0.75 + 0.25 * random),
+			...due.map((time) => time - now + 1),
+		),
 	);
 }

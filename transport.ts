@@ -35,6 +35,8 @@ export interface RequestReport {
 	code: number;
 	/** Until the headers of the answer. */
 	seconds: number;
+	/** The API server's clock: the `Date` header of an answer that is its own, and good. */
+	date?: string;
 }
 
 export interface TransportOptions {
@@ -52,7 +54,8 @@ export interface Call {
 	verb: keyof typeof methods;
 	target: Target;
 	query?: Record<string, string>;
-	subresource?: "status" | undefined;
+	/** `proxy/PATH`: answered by the pod itself. */
+	subresource?: "status" | `proxy/${string}` | undefined;
 	body?: object;
 	contentType?: string;
 	timeoutMs?: number;
@@ -139,6 +142,7 @@ export class Transport {
 		const url = `${this.#server()}${pathOf(call)}?${new URLSearchParams(call.query)}`;
 		const started = performance.now();
 		let code = 0;
+		let date: string | null = null;
 		const send = () =>
 			fetch(url, {
 				method: methods[call.verb],
@@ -163,6 +167,9 @@ export class Transport {
 			code = response.status;
 			connection.heardAt = performance.now();
 			if (!response.ok) throw await refusal(call, response);
+			// Handed through from a pod, it would be the clock of another machine.
+			if (!call.subresource?.startsWith("proxy/"))
+				date = response.headers.get("date");
 			return response;
 		} finally {
 			this.#options.onRequest?.({
@@ -170,6 +177,7 @@ export class Transport {
 				kind: call.target.kind,
 				code,
 				seconds: (performance.now() - started) / 1000,
+				...(date !== null && { date }),
 			});
 		}
 	}
@@ -266,9 +274,10 @@ function pathOf({ verb, target, subresource }: Call): string {
 	const path = namespaced && namespace ? ["namespaces", namespace] : [];
 	path.push(plural);
 	if (!["list", "watch", "create"].includes(verb)) path.push(name);
-	if (subresource) path.push(subresource);
+	if (subresource) path.push(...subresource.split("/"));
 	// Names come from users, and the API server decodes a path before it splits it: none may lead to another resource.
-	if (path.some((part) => /^\.{0,2}$|[/%]/.test(part))) {
+	// What follows a colon is a pod's port.
+	if (path.some((part) => /^\.{0,2}(:|$)|[/%]/.test(part))) {
 		const message = "a name must not be empty, . or .., nor contain / or %";
 		throw new ApiError(verb, target, { code: 400, reason: "Invalid", message });
 	}

@@ -4,29 +4,26 @@
  */
 
 import type { Cache } from "./cache.ts";
-import {
-	issue,
-	leafDomain,
-	observeCore,
-	observeLeaf,
-	observeSigner,
-} from "./certificates.ts";
+import { issue } from "./certificates.ts";
+import { restart, restartError } from "./consumers.ts";
 import { clean, FINALIZER, setFinalizers } from "./deletion.ts";
 import { isSubset, takeOver } from "./drift.ts";
 import {
+	type Consumer,
 	type EtcdStorage,
 	readSpec,
 	type Spec,
 	sameTarget,
 	type TargetStatus,
 } from "./etcdstorage.ts";
-import { ApiError, type Kube, type KubeObject } from "./kube.ts";
+import type { KubeObject } from "./kube.ts";
+import { domains, leafRenewalTime, signerRenewalTime } from "./lifetimes.ts";
 import {
 	bundles,
 	certificates,
 	type Data,
-	type Environment,
 	FILLED_BY,
+	hash,
 	isOwnedBy,
 	leafId,
 	type Material,
@@ -34,48 +31,26 @@ import {
 	signerSecret,
 } from "./manifests.ts";
 import {
-	coreProblem,
+	type Context,
+	isAnswer,
+	type Observation,
+	observe,
+} from "./observe.ts";
+import {
 	invalidSpec,
 	nameTaken,
+	signerPending,
 	targetError,
-	targetProblem,
 	writeError,
 } from "./problems.ts";
-import {
-	type Domain,
-	decide,
-	domains,
-	type Found,
-	leafRenewalTime,
-	type Observed,
-	type Plan,
-	type Signer,
-	signerRenewalTime,
-} from "./reconcile.ts";
-import {
-	type EventNote,
-	type Outcome,
-	type Problem,
-	TARGET_POLL,
-} from "./status.ts";
-import { type TargetReader, targetKey } from "./targets.ts";
-import { availability, type Deployment, workload } from "./workload.ts";
+import { decide, leafDomain, type Plan } from "./reconcile.ts";
+import { generationOf, newest, type Wait } from "./rotation.ts";
+import type { Outcome, Problem } from "./status.ts";
+import { targetKey } from "./targets.ts";
+import { availability, workload } from "./workload.ts";
 
-export interface Context {
-	kube: Kube;
-	environment: Environment;
-	storages: Cache<EtcdStorage>;
-	/** The controller's namespace, as its watches see it, by kind. */
-	owned: {
-		ConfigMap: Cache<Data>;
-		Secret: Cache<Data>;
-		Service: Cache<KubeObject>;
-		Deployment: Cache<Deployment>;
-	};
-	targets: TargetReader;
-	now(): number;
-	event(storage: EtcdStorage, note: EventNote): Promise<void>;
-}
+/** How long a restart that did not last is not repeated. */
+const RESTART_PAUSE = 10 * 60_000;
 
 /**
  * Brings everything that the EtcdStorage asks for into being, as far as that is possible.
@@ -90,7 +65,8 @@ export async function visit(
 		issued: [],
 		written: [],
 		certificates: [],
-		bundleExpiry: Number.POSITIVE_INFINITY,
+		rotations: [],
+		stepped: false,
 		targets: storage.status?.targets ?? [],
 	};
 	const spec = readSpec(storage);
@@ -104,26 +80,17 @@ export async function visit(
 			FINALIZER,
 		]);
 
-	await new Visit(storage, spec, context, outcome).run();
+	const observation = await observe(storage, spec, context);
+	await new Visit(storage, spec, context, outcome, observation).run();
 	return outcome;
 }
-
-/**
- * Whether the API server's word tells something about the object. Where it could not be reached, or another writer was
- * faster, nothing is known, a condition would be a false alarm, and the visit is to be made again.
- */
-const isAnswer = (error: unknown): error is ApiError =>
-	error instanceof ApiError && error.code !== 0 && error.code !== 409;
 
 class Visit {
 	readonly #storage: EtcdStorage;
 	readonly #spec: Spec;
 	readonly #context: Context;
 	readonly #outcome: Outcome;
-	/** The targets as they were read for this visit: what other visits read or write meanwhile decides nothing here. */
-	readonly #found = new Map<string, Data | undefined>();
-	/** The signers as the decision saw them. The caches may have moved on since: what is decided there is not for them. */
-	readonly #signerSecrets = new Map<Domain, Data | undefined>();
+	readonly #seen: Observation;
 	/** Ids of certificates whose target could not be written. */
 	readonly #undelivered = new Set<string>();
 
@@ -132,25 +99,21 @@ class Visit {
 		spec: Spec,
 		context: Context,
 		outcome: Outcome,
+		observation: Observation,
 	) {
 		this.#storage = storage;
 		this.#spec = spec;
 		this.#context = context;
 		this.#outcome = outcome;
+		this.#seen = observation;
 	}
 
 	async run(): Promise<void> {
 		const { environment, now, owned } = this.#context;
-		const core = observeCore(
-			owned.ConfigMap.get(environment.coreCAConfigMap),
-			owned.Secret.get(environment.coreCertsSecret),
-		);
-		const coreTrouble = coreProblem(environment, core, now());
+		const { observed, fillable, coreCA, coreTrouble, problems } = this.#seen;
 		if (coreTrouble) this.#outcome.problems.push(coreTrouble);
-		const fillable = await this.#fillableTargets();
-		const observed = await this.#observe(fillable);
+		this.#outcome.problems.push(...problems);
 		const plan = decide(this.#spec, environment.namespace, observed, now());
-		const coreCA = core.ca?.object.data?.["ca.crt"] ?? "";
 		const material = await issue(plan, observed, coreCA, now());
 
 		// A certificate whose signer is not kept must not get about.
@@ -162,7 +125,8 @@ class Visit {
 			const delivered =
 				(await this.#ensureAll("CertificatesReady", bundles(...args))) &&
 				(await this.#ensureAll("CertificatesReady", certificates(...args)));
-			this.#report(plan, observed, material);
+			const behind = await this.#restartConsumer(material);
+			this.#report(plan, material, behind);
 			// Pods that cannot work are not made; those that run are kept in repair.
 			const running = owned.Deployment.get(names.workload(this.#spec.name));
 			if (delivered && (!coreTrouble || running))
@@ -183,78 +147,6 @@ class Visit {
 		await this.#cleanFormerTargets();
 	}
 
-	/** Reads the targets; what is wrong with one of them is a problem and does not keep the others from being filled. */
-	async #fillableTargets(): Promise<TargetStatus[]> {
-		const { environment, targets, storages } = this.#context;
-		const checks = this.#spec.targets.map(async (target) => {
-			try {
-				const found = await targets.read(target, this.#maxAge());
-				this.#found.set(targetKey(target), found);
-				return targetProblem(
-					this.#storage,
-					environment,
-					target,
-					found,
-					storages.values(),
-				);
-			} catch (error) {
-				if (!isAnswer(error)) throw error;
-				return targetError(target, error, false);
-			}
-		});
-		const problems = await Promise.all(checks);
-		this.#outcome.problems.push(
-			...problems.filter((problem) => problem !== undefined),
-		);
-		return this.#spec.targets.filter(
-			(_, index) => problems[index] === undefined,
-		);
-	}
-
-	/**
-	 * Where something was wrong at the last visit, what was read then is read again. Else it may be so old that it and
-	 * the wait for the next visit together are less than the minute within which an edited target is repaired.
-	 */
-	#maxAge(): number {
-		const troubled = this.#storage.status?.conditions?.some(
-			(one) => one.type === "CertificatesReady" && one.status === "False",
-		);
-		return troubled ? 0 : TARGET_POLL / 4;
-	}
-
-	async #observe(fillable: TargetStatus[]): Promise<Observed> {
-		const { owned } = this.#context;
-		const { name } = this.#spec;
-		// A foreign Secret of our name holds nothing that we would sign with.
-		const secret = (secretName: string) => {
-			const found = owned.Secret.get(secretName);
-			return found && isOwnedBy(found, this.#storage) ? found : undefined;
-		};
-		const signer = (domain: Domain): Found<Signer> => {
-			const secretName = names.signer(name, domain);
-			this.#signerSecrets.set(domain, owned.Secret.get(secretName));
-			const found = secret(secretName);
-			return found ? observeSigner(found) : { missing: true };
-		};
-		const signers = {
-			client: signer("client"),
-			serving: signer("serving"),
-		};
-		const leaves: Observed["leaves"] = {
-			server: await observeLeaf(
-				secret(names.serverCert(name)),
-				signers.serving,
-			),
-		};
-		for (const target of fillable)
-			if (target.kind === "Secret")
-				leaves[leafId(target)] = await observeLeaf(
-					this.#found.get(targetKey(target)),
-					signers.client,
-				);
-		return { signers, leaves };
-	}
-
 	/**
 	 * Signers are written so that of two writers only one can win: created, never applied over, and changed only where
 	 * they still are what was observed. The loser's ApiError (409) ends its visit.
@@ -269,7 +161,7 @@ class Visit {
 				domain,
 				material.signers[domain],
 			);
-			const observed = this.#signerSecrets.get(domain);
+			const observed = this.#seen.signerSecrets[domain];
 			if (!observed)
 				return this.#attempt("CertificatesReady", async () => {
 					owned.Secret.wrote(await kube.create<Data>(desired));
@@ -374,7 +266,7 @@ class Visit {
 			name: desired.metadata.name,
 			namespace: desired.metadata.namespace ?? "",
 		};
-		const live = this.#found.get(targetKey(target));
+		const live = this.#seen.targets.get(targetKey(target));
 		if (isSubset(desired, live)) return true;
 		// The first to claim a target gets it: the other one's read is outdated by then.
 		const { annotations, resourceVersion } = live?.metadata ?? {};
@@ -399,31 +291,80 @@ class Visit {
 		this.#outcome.written.push(`${object.kind} ${namespace}/${name} ${how}`);
 	}
 
-	/** What is in the cluster now: a certificate that could not be delivered is none, and its predecessor counts on. */
-	#report(plan: Plan, observed: Observed, material: Material): void {
-		const { issued, certificates: list } = this.#outcome;
-		for (const due of plan.signers)
-			issued.push(`${due.domain}-signer (${due.reason})`);
-		for (const due of plan.leaves)
-			if (!this.#undelivered.has(due.id))
-				issued.push(`${due.id} (${due.reason})`);
-		for (const domain of domains) {
-			const { facts, trusted } = material.signers[domain];
-			const renewalTime = signerRenewalTime(this.#spec, domain, facts);
-			list.push({ id: `${domain}-signer`, domain, facts, renewalTime });
-			this.#outcome.bundleExpiry = Math.min(
-				this.#outcome.bundleExpiry,
-				...trusted.map((one) => one.notAfter + 1000),
-			);
+	/** @returns what keeps a consumer from being restarted */
+	async #restartConsumer(material: Material): Promise<Wait | undefined> {
+		const { kube, environment, restarts, now } = this.#context;
+		const consumer = this.#seen.restart;
+		const ca = newest(material.signers.serving)?.facts;
+		if (!consumer || !ca) return undefined;
+		const generation = generationOf(ca);
+		const key = `${keyOf(consumer)} ${generation}`;
+		if (now() - (restarts.get(key) ?? 0) < RESTART_PAUSE) return undefined;
+		try {
+			await restart(kube, consumer, generation);
+			restarts.set(key, now());
+			this.#outcome.written.push(`${keyOf(consumer)} restarted`);
+			return undefined;
+		} catch (error) {
+			if (!isAnswer(error)) throw error;
+			return restartError(consumer, error, environment.namespace);
 		}
+	}
+
+	/** What is in the cluster now: a certificate that could not be delivered is none, and its predecessor counts on. */
+	#report(plan: Plan, material: Material, behind: Wait | undefined): void {
+		const { issued, certificates: list, rotations, problems } = this.#outcome;
+		const { name } = this.#spec;
+		this.#outcome.bundleHash = hash(material.signers.serving.bundle);
+		for (const domain of domains) {
+			const rotation = plan.rotations[domain];
+			const { step, reason = "" } = rotation;
+			const signers = material.signers[domain];
+			if (step?.do === "make") issued.push({ id: `${domain}-signer`, reason });
+			if (step) this.#outcome.stepped = true;
+			const ca = newest(signers)?.facts;
+			const generation = ca && generationOf(ca);
+			rotations.push({
+				...rotation,
+				...(generation && { generation }),
+				waits: rotation.waits.map((wait) => this.#inDetail(wait, behind)),
+			});
+			const facts = "facts" in signers.current ? signers.current.facts : ca;
+			if (!facts) continue;
+			const renewalTime = signerRenewalTime(name, domain, facts);
+			list.push({ id: `${domain}-signer`, domain, facts, renewalTime });
+		}
+		for (const { id, reason } of plan.leaves)
+			if (!this.#undelivered.has(id)) issued.push({ id, reason });
 		for (const [id, leaf] of Object.entries(material.leaves)) {
-			const found = this.#undelivered.has(id) ? observed.leaves[id] : leaf;
+			const found = this.#undelivered.has(id)
+				? this.#seen.observed.leaves[id]
+				: leaf;
 			if (!found || !("facts" in found)) continue;
 			const { facts } = found;
 			const domain = leafDomain(id);
-			const renewalTime = leafRenewalTime(this.#spec, domain, facts);
+			const renewalTime = leafRenewalTime(name, domain, facts);
 			list.push({ id, domain, facts, renewalTime });
 		}
+		// Where nothing can be issued for want of a signer, there may be certificates to wait for that are not there.
+		for (const id of Object.keys(this.#seen.observed.leaves))
+			if (!material.leaves[id]) problems.push(signerPending(id));
+	}
+
+	/** A wait for an object of which this visit knows more. */
+	#inDetail(wait: Wait, behind: Wait | undefined): Wait {
+		if (behind?.who === wait.who) return behind;
+		const problem = this.#outcome.problems.find(
+			(one) => one.object === wait.who,
+		);
+		return problem
+			? {
+					who: wait.who,
+					reason: problem.reason,
+					message: problem.message,
+					obstacle: problem.userError,
+				}
+			: wait;
 	}
 
 	/** Those that are filled now, and those that were and still have to be cleaned or could not be reached today. */
@@ -452,6 +393,9 @@ class Visit {
 		}
 	}
 }
+
+const keyOf = ({ kind, namespace, name }: Consumer) =>
+	`${kind} ${namespace}/${name}`;
 
 function withoutVersion(object: KubeObject): KubeObject {
 	const { resourceVersion: _, ...metadata } = object.metadata;

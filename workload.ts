@@ -10,7 +10,7 @@ import {
 } from "./manifests.ts";
 
 /** On pods that run etcd: another CA is another pod. */
-const CLIENT_CA_HASH = "etcd.xmudrii.com/client-ca-sha256";
+export const CLIENT_CA_HASH = "etcd.xmudrii.com/client-ca-sha256";
 const CORE_CA_HASH = "etcd.xmudrii.com/core-ca-sha256";
 
 export interface Deployment extends KubeObject {

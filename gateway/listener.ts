@@ -102,6 +102,7 @@ export class Listener {
 	/** When a reason to refuse a client was last logged. */
 	#refusals: Record<string, number> = {};
 	#server: Server | undefined;
+	#clientCA: string | undefined;
 	#draining = false;
 	#drained: (() => void) | undefined;
 	#pings: NodeJS.Timeout | undefined;
@@ -141,10 +142,19 @@ export class Listener {
 		return [...this.#connections].reduce((sum, one) => sum + one.watches, 0);
 	}
 
+	/**
+	 * SHA-256, in hex, of the bundle that each connection there is has been verified with, and each new one will be;
+	 * undefined before it listens.
+	 */
+	get clientCA(): string | undefined {
+		return this.#clientCA;
+	}
+
 	/** Loads the files and listens. @returns the port @throws CredentialsError; Error when the address is in use */
 	async listen(): Promise<number> {
+		const credentials = await this.files.load();
 		const server = createServer({
-			...tlsContext(await this.files.load()),
+			...tlsContext(credentials),
 			requestCert: true,
 			rejectUnauthorized: true,
 			ALPNProtocols: ["h2"],
@@ -170,6 +180,7 @@ export class Listener {
 			server.once("error", reject);
 			server.listen(port, host, resolve);
 		});
+		this.#clientCA = credentials.caHash;
 		this.files.start();
 		this.#pings = setInterval(() => this.#pingAll(), CLIENT_PING_MS);
 		const address = server.address();
@@ -367,6 +378,7 @@ export class Listener {
 				"the client certificate is not trusted any more",
 			);
 		}
+		this.#clientCA = credentials.caHash;
 	}
 
 	/** Nothing new on this connection: what can be taken up elsewhere ends, the rest finishes. */

@@ -157,10 +157,7 @@ class Relay {
 		this.connections++;
 		const pair = { client: socket, mute: false };
 		this.#pairs.add(pair);
-		const upstream = net.connect(
-			Number(new URL(cluster.server).port),
-			"127.0.0.1",
-		);
+		const upstream = net.connect(this.#to, "127.0.0.1");
 		const pass = (to: net.Socket) => (data: Buffer) =>
 			pair.mute || to.destroyed || to.write(data);
 		socket.on("data", pass(upstream)).on("close", () => upstream.destroy());
@@ -169,8 +166,16 @@ class Relay {
 		for (const end of [socket, upstream]) end.on("error", () => end.destroy());
 	});
 
-	static async start(): Promise<Relay> {
-		const relay = new Relay();
+	readonly #to: number;
+
+	constructor(to: number) {
+		this.#to = to;
+	}
+
+	static async start(
+		to = Number(new URL(cluster.server).port),
+	): Promise<Relay> {
+		const relay = new Relay(to);
 		await new Promise<void>((resolve) =>
 			relay.#server.listen(0, "127.0.0.1", resolve),
 		);
@@ -377,6 +382,101 @@ describe("the verbs", () => {
 			expect([error.code, error.reason]).toEqual([400, "Invalid"]);
 		},
 	);
+});
+
+describe("a pod that is asked by way of the API server", () => {
+	const ask = (from: Kube, path = "client-ca", pod = "proxy-0") =>
+		from.podProxy<{ told: string }>("default", pod, 2381, path);
+
+	test("answers a GET of the path, on the port; whose clock its answer shows is not the API server's", async () => {
+		const asked: string[] = [];
+		const fake = await fakeServer((request, url) => {
+			asked.push(`${request.method} ${url.pathname}`);
+			const headers = { Date: "Thu, 01 Jan 1970 00:00:00 GMT" };
+			return Response.json({ told: "this" }, { headers });
+		});
+		const reports: RequestReport[] = [];
+		const onRequest = (report: RequestReport) => reports.push(report);
+		const asking = client(fake.kubeconfig, { onRequest });
+		expect(await ask(asking)).toEqual({ told: "this" });
+		expect(await ask(asking, "deep/down?x=1#y")).toEqual({ told: "this" });
+		expect(asked.map((one) => decodeURIComponent(one))).toEqual([
+			"GET /api/v1/namespaces/default/pods/proxy-0:2381/proxy/client-ca",
+			"GET /api/v1/namespaces/default/pods/proxy-0:2381/proxy/deep/down?x=1#y",
+		]);
+		expect(reports[0]).toMatchObject({ verb: "get", kind: "Pod", code: 200 });
+		expect(reports.map(({ date }) => date)).toEqual([undefined, undefined]);
+		await asking.get(ref("x"));
+		expect(reports[2]?.date).toBe("Thu, 01 Jan 1970 00:00:00 GMT");
+	});
+
+	test.each([
+		["client-ca", ""],
+		["client-ca", ".."],
+		["client-ca", "x/y"],
+		["", "x"],
+		["/client-ca", "x"],
+		["../../../secrets", "x"],
+		["a/%2e%2e/b", "x"],
+	])("path %p of pod %p is refused before it is asked", async (path, pod) => {
+		const error = await failure(ask(kube, path, pod));
+		expect([error.code, error.reason]).toEqual([400, "Invalid"]);
+	});
+
+	test("with something else than JSON, or with an error, is an ApiError", async () => {
+		const answers = [
+			() => new Response("not found\n", { status: 404 }),
+			() => Response.json({ message: "not yet" }, { status: 503 }),
+			() => new Response("<html>"),
+			() => Response.json("told", { status: 500 }),
+		];
+		const fake = await fakeServer(() => (answers.shift() as () => Response)());
+		const asking = client(fake.kubeconfig);
+		const found: [number, string][] = [];
+		while (answers.length > 0) {
+			const error = await failure(ask(asking));
+			found.push([error.code, error.reason]);
+			if (error.code === 503) expect(error.message).toEndWith(": not yet");
+		}
+		expect(found).toEqual([
+			[404, "HTTP 404"],
+			[503, "HTTP 503"],
+			[0, "Malformed"],
+			[500, "HTTP 500"],
+		]);
+	});
+
+	test("and does not answer is given up after 5 s, alone: other requests on the connection go on", async () => {
+		const late = Promise.withResolvers<void>();
+		const fake = await fakeServer(async (_, url) => {
+			if (url.pathname.includes("/proxy/")) return open;
+			if (url.pathname.endsWith("/late")) await late.promise;
+			return Response.json(configMap("x"));
+		});
+		const relay = await Relay.start(Number(new URL(fake.url).port));
+		const text = await Bun.file(fake.kubeconfig).text();
+		const path = join(dir, `${++files}.kubeconfig`);
+		await writeFile(path, text.replaceAll(fake.url, relay.url));
+		const asking = client(path);
+		const other = asking.get(ref("late"));
+		const started = performance.now();
+		const error = await failure(ask(asking));
+		expect(performance.now() - started).toBeWithin(4_900, 6_000);
+		expect([error.code, error.reason]).toEqual([504, "Timeout"]);
+		expect(error.message).toBe(
+			"get Pod default/proxy-0:2381: Timeout: no answer within 5 s",
+		);
+		late.resolve();
+		expect(await other).toBeDefined();
+		expect(await asking.get(ref("x"))).toBeDefined();
+		expect(relay.connections).toBe(1);
+	}, 10_000);
+
+	test("is told apart from an API server that is not there", async () => {
+		const path = await kubeconfig({}, "https://127.0.0.1:1");
+		const error = await failure(ask(client(path)));
+		expect([error.code, error.reason]).toEqual([0, "Unreachable"]);
+	});
 });
 
 describe("the transport", () => {

@@ -84,7 +84,7 @@ const clusterGroups = [
 	},
 ] as const;
 
-/** Clients of etcd and of HTTP/2, for tests and benchmarks: the cluster itself needs none. */
+/** Clients of etcd, of HTTP/2 and of TLS, and judges of certificates and of alerts, for tests and benchmarks: the cluster itself needs none. */
 const clientGroups = [
 	{
 		title: "clients of etcd",
@@ -104,6 +104,28 @@ const clientGroups = [
 		flags: ["-ldflags", "-s -w"],
 		packages: { h2spec: "github.com/summerwind/h2spec/cmd/h2spec" },
 	},
+	{
+		title: "tlspair",
+		module: "tlspair",
+		usually: "2 s",
+		flags: ["-ldflags", "-s -w"],
+		packages: { tlspair: "etcdproxy-controller/cluster/tlspair" },
+	},
+	{
+		title: "zlint",
+		module: "zlint",
+		usually: "15 s",
+		flags: ["-ldflags", "-s -w"],
+		packages: { zlint: "github.com/zmap/zlint/v3/cmd/zlint" },
+	},
+	{
+		title: "promtool",
+		module: "prometheus",
+		usually: "3 min",
+		// Of what finds targets, only what it cannot be built without: that includes Kubernetes.
+		flags: ["-tags", "remove_all_sd,netgo", "-ldflags", "-s -w"],
+		packages: { promtool: "github.com/prometheus/prometheus/cmd/promtool" },
+	},
 ] as const;
 
 const groups = [...clusterGroups, ...clientGroups];
@@ -118,7 +140,7 @@ export const allBinaries = clusterGroups.flatMap(
 	(group) => Object.keys(group.packages) as BinaryName[],
 );
 
-/** Every client of etcd. */
+/** All of these. */
 export const allClients = clientGroups.flatMap(
 	(group) => Object.keys(group.packages) as ClientName[],
 );

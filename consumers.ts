@@ -1,0 +1,671 @@
+/**
+ * Who verifies the proxies' server certificates: the API servers. They read their CA file once, at start
+ * (https://github.com/etcd-io/etcd/issues/11555), so each must be restarted after the bundle was written and before the
+ * former CA expires. Who has been is told by workloads and pods, never remembered.
+ */
+
+import type { Consumer } from "./etcdstorage.ts";
+import { ApiError, type Kube, type KubeObject, kinds } from "./kube.ts";
+import type { Wait } from "./rotation.ts";
+
+/** On pod templates: the generation of the CA for which we restarted the pods. */
+export const SERVING_CA = "etcd.xmudrii.com/serving-ca";
+/** `kubectl rollout restart` leaves it on pod templates. */
+const RESTARTED_AT = "kubectl.kubernetes.io/restartedAt";
+const SERVICE_ACCOUNT = "etcdproxy-controller-sa";
+
+/** Kubernetes' times are whole seconds: of two in the same second it is not known which was first. */
+const SECOND = 1000;
+/**
+ * A kubelet mounts a ConfigMap into a new pod from its cache, which a watch keeps. The watch may be behind by what an
+ * API server's own cache is behind; pods reach the kubelet by the same connection, so it is seconds at most.
+ */
+const KUBELET_CACHE = 10 * SECOND;
+/**
+ * A kubelet brings a changed ConfigMap into the volume of a running pod with the pod's next sync, once a minute, half of
+ * that later by jitter, by which a container that is started again in the same pod reads it.
+ * https://kubernetes.io/docs/concepts/configuration/configmap/#mounted-configmaps-are-updated-automatically
+ */
+const VOLUME_UPDATE = 120 * SECOND;
+/** Why a container does not run and a rollout does not go on: https://github.com/kubernetes/kubernetes/tree/master/pkg/kubelet/images, .../kuberuntime */
+const STUCK_CONTAINER = new Set([
+	"CrashLoopBackOff",
+	"ImagePullBackOff",
+	"ErrImagePull",
+	"ErrImageNeverPull",
+	"InvalidImageName",
+	"CreateContainerConfigError",
+	"CreateContainerError",
+	"RunContainerError",
+]);
+const MOST_PODS = 3;
+
+/** A ConfigMap with the bundle, and since when it carries it as it is now (milliseconds since the epoch, the API server's clock). */
+export interface Published {
+	namespace: string;
+	name: string;
+	writtenAt: number;
+}
+
+/** https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/label-selector/ */
+export interface LabelSelector {
+	matchLabels?: Record<string, string>;
+	matchExpressions?: { key: string; operator: string; values?: string[] }[];
+}
+
+/** What the three kinds have, of which each has some; counts of 0 may be left out. */
+export interface Workload extends KubeObject {
+	spec: {
+		replicas?: number;
+		paused?: boolean;
+		selector: LabelSelector;
+		updateStrategy?: {
+			type?: string;
+			rollingUpdate?: { partition?: number } | null;
+		};
+		template: { metadata?: { annotations?: Record<string, string> } };
+	};
+	status?: {
+		observedGeneration?: number;
+		replicas?: number;
+		updatedReplicas?: number;
+		readyReplicas?: number;
+		availableReplicas?: number;
+		currentRevision?: string;
+		updateRevision?: string;
+		desiredNumberScheduled?: number;
+		updatedNumberScheduled?: number;
+		numberAvailable?: number;
+		/** Pods where none is to be any more. */
+		numberMisscheduled?: number;
+		conditions?: { type: string; status: string; reason?: string }[];
+	};
+}
+
+interface Container {
+	name: string;
+	/** "Always" on an init container that goes on running beside the others. */
+	restartPolicy?: string;
+	env?: { valueFrom?: { configMapKeyRef?: { name?: string } } }[];
+	envFrom?: { configMapRef?: { name?: string } }[];
+}
+
+interface ContainerStatus {
+	name: string;
+	state?: { running?: { startedAt?: string }; waiting?: { reason?: string } };
+}
+
+export interface Pod extends KubeObject {
+	spec: {
+		containers: Container[];
+		initContainers?: Container[];
+		volumes?: {
+			configMap?: { name?: string };
+			projected?: { sources?: { configMap?: { name?: string } }[] };
+		}[];
+	};
+	status?: {
+		phase?: string;
+		containerStatuses?: ContainerStatus[];
+		initContainerStatuses?: ContainerStatus[];
+	};
+}
+
+/** What was read of a consumer; an error where the API server did not let us, or could not. */
+export interface ConsumerFacts {
+	consumer: Consumer;
+	/** undefined: it is not there. */
+	workload: Workload | undefined | ApiError;
+	/** Those that its selector selects; all of the namespace where the workload may not be read; absent when not needed. */
+	pods?: Pod[] | ApiError;
+}
+
+/** The pods around a ConfigMap, looked at where no consumer is named. */
+export interface NamespaceFacts {
+	published: Published;
+	/** All of its namespace. */
+	pods: Pod[] | ApiError;
+}
+
+export interface Question {
+	consumers: Consumer[];
+	/** All ConfigMaps that consumers may read the bundle from. One that does not carry the new CA yet must not be left out: then it is too early to ask. */
+	published: Published[];
+	/** Of the new CA, 8 hex digits. */
+	generation: string;
+	/** Milliseconds since the epoch, as close to the API server's clock as is known. */
+	now: number;
+	/** The controller's own, for the rights that its ServiceAccount lacks. */
+	namespace: string;
+}
+
+export interface Readers {
+	/** One for each who is not known to have read the bundle. Empty: everybody has. */
+	waits: Wait[];
+	/** The one to be restarted next, if any: nothing else is rolling. */
+	restart?: Consumer;
+}
+
+/**
+ * Who has not read the bundle yet. Reads workloads and pods, never writes.
+ * @throws ApiError with code 0: the API server cannot be reached, or makes no sense
+ */
+export async function readersBehind(
+	kube: Kube,
+	question: Question,
+): Promise<Readers> {
+	const { consumers, published } = question;
+	if (published.length === 0) return { waits: [] };
+	if (consumers.length > 0)
+		return judge(
+			await Promise.all(consumers.map((one) => observe(kube, one, question))),
+			question,
+		);
+	const namespaces = [...new Set(published.map((one) => one.namespace))];
+	const pods = new Map(
+		await Promise.all(
+			namespaces.map(
+				async (namespace) =>
+					[namespace, await answer(kube.list<Pod>("Pod", namespace))] as const,
+			),
+		),
+	);
+	return {
+		waits: published.flatMap(
+			(one) =>
+				judgeUnnamed({
+					published: one,
+					pods: pods.get(one.namespace) ?? [],
+				}) ?? [],
+		),
+	};
+}
+
+/**
+ * Rolls the consumer's pods, by its own strategy: its pod template gets the annotation, and is otherwise left alone.
+ * @throws ApiError
+ */
+export async function restart(
+	kube: Kube,
+	consumer: Consumer,
+	generation: string,
+): Promise<void> {
+	const metadata = { annotations: { [SERVING_CA]: generation } };
+	await kube.patch(
+		refTo(consumer),
+		{ spec: { template: { metadata } } },
+		"merge",
+	);
+}
+
+/**
+ * What `restart` failed with, as something to wait for.
+ * @param namespace the controller's
+ */
+export const restartError = (
+	consumer: Consumer,
+	error: ApiError,
+	namespace: string,
+): Wait =>
+	error.code === 403
+		? forbidden(consumer, error, namespace)
+		: unreadable(consumer, error);
+
+async function observe(
+	kube: Kube,
+	consumer: Consumer,
+	question: Question,
+): Promise<ConsumerFacts> {
+	const workload = await answer(kube.get<Workload>(refTo(consumer)));
+	const facts = { consumer, workload };
+	let selector = "";
+	if (workload === undefined) return facts;
+	if (!(workload instanceof ApiError)) {
+		if (provesItself(workload, consumer, question)) return facts;
+		selector = selectorText(workload.spec.selector);
+	} else if (workload.code !== 403) return facts;
+	const { namespace } = consumer;
+	const pods = await answer(kube.list<Pod>("Pod", namespace, selector));
+	return { ...facts, pods };
+}
+
+/** An error that says something about the object is part of the answer. */
+async function answer<T>(reading: Promise<T>): Promise<T | ApiError> {
+	try {
+		return await reading;
+	} catch (error) {
+		if (error instanceof ApiError && error.code !== 0) return error;
+		throw error;
+	}
+}
+
+const refTo = ({ kind, namespace, name }: Consumer) => ({
+	apiVersion: kinds[kind].apiVersion,
+	kind,
+	namespace,
+	name,
+});
+
+/** As in the query of a list: https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors */
+export function selectorText(selector: LabelSelector): string {
+	const labels = Object.entries(selector.matchLabels ?? {});
+	return [
+		...labels.map(([key, value]) => `${key}=${value}`),
+		...(selector.matchExpressions ?? []).map(
+			({ key, operator, values = [] }) => {
+				if (operator === "Exists") return key;
+				if (operator === "DoesNotExist") return `!${key}`;
+				return `${key} ${operator.toLowerCase()} (${values.join(",")})`;
+			},
+		),
+	].join(",");
+}
+
+/** What one consumer's facts come to. */
+interface State {
+	consumer: Consumer;
+	/** What there is to wait for; absent when it has read the bundle. */
+	wait?: Wait;
+	/** It has not, and may be restarted by us. */
+	due: boolean;
+	/** Nobody else may be restarted now. */
+	busy: boolean;
+	/** It stays busy until a person does something. */
+	stuck?: Wait;
+}
+
+/**
+ * Which of the named consumers have not read the bundle, and which one is to be restarted now. Pure.
+ * @param seen in the order in which they are to be restarted
+ */
+export function judge(seen: ConsumerFacts[], question: Question): Readers {
+	if (question.published.length === 0) return { waits: [] };
+	const states = seen.map((facts) => stateOf(facts, question));
+	const busy = states.find((state) => state.busy);
+	const next = busy
+		? undefined
+		: states.find(
+				({ due, consumer }) =>
+					due && question.now >= readableFrom(consumer, question),
+			);
+	const before = busy ?? next;
+	const held = states.some((state) => state.due);
+	const waits = states.flatMap((state): Wait[] => {
+		const { consumer, due, wait, stuck } = state;
+		if (due) return [waiting(consumer, state === next, before?.consumer)];
+		if (wait) return [wait];
+		// It has read the bundle, but others wait for it.
+		return held && state === busy && stuck ? [stuck] : [];
+	});
+	return { waits, ...(next && { restart: next.consumer }) };
+}
+
+function stateOf(
+	{ consumer, workload, pods }: ConsumerFacts,
+	question: Question,
+): State {
+	const idle = { consumer, due: false, busy: false };
+	const newerThan = writtenAt(consumer, question);
+	if (workload === undefined) return { ...idle, wait: missing(consumer) };
+	const known = Array.isArray(pods) ? pods : [];
+	if (workload instanceof ApiError) {
+		// It may be the one that was restarted just now.
+		if (workload.code !== 403)
+			return { ...idle, busy: true, wait: unreadable(consumer, workload) };
+		const own = known.filter((pod) => belongsTo(pod, consumer));
+		return areAllNewer(own, newerThan)
+			? idle
+			: { ...idle, wait: forbidden(consumer, workload, question.namespace) };
+	}
+	const restarted = isRestarted(workload, consumer, question);
+	const busy = !isSettled(workload, restarted);
+	const begun = busy || restarted;
+	const obstacle = obstacleOf(workload, consumer, begun, busy ? known : []);
+	const stuck = obstacle && wait(consumer, "ConsumerStuck", obstacle, true);
+	const state = { consumer, due: false, busy, ...(stuck && { stuck }) };
+	if (
+		provesItself(workload, consumer, question) ||
+		areAllNewer(known, newerThan)
+	)
+		return state;
+	if (stuck) return { ...state, wait: stuck };
+	if (busy)
+		return {
+			...state,
+			wait: wait(consumer, "ConsumerRollingOut", "is rolling out", false),
+		};
+	// Its pods may be newer already.
+	if (pods instanceof ApiError && pods.code !== 403)
+		return { ...state, wait: unreadable(consumer, pods) };
+	return { ...state, due: true };
+}
+
+/** Whether the workload alone shows that its pods have read the bundle. */
+function provesItself(
+	workload: Workload,
+	consumer: Consumer,
+	question: Question,
+): boolean {
+	const { complete, desired } = progressOf(workload);
+	// Where there are no pods, whoever starts reads it.
+	return (
+		complete && (desired === 0 || isRestarted(workload, consumer, question))
+	);
+}
+
+/** Whether its pod template was changed to restart its pods after the bundle was written: by us, or by `kubectl rollout restart`. */
+function isRestarted(
+	{ spec, metadata }: Workload,
+	consumer: Consumer,
+	question: Question,
+): boolean {
+	const { annotations } = spec.template.metadata ?? {};
+	if (annotations?.[SERVING_CA] === question.generation) return true;
+	// That time is of a person's clock, which may be ahead; the API server has noted by its own when it was told.
+	const noted = (metadata.managedFields ?? [])
+		.filter(({ fieldsV1 }) => hasRestartedAt(fieldsV1))
+		.map(({ time = "" }) => Date.parse(time))
+		.filter((time) => !Number.isNaN(time));
+	const at = Math.min(Date.parse(annotations?.[RESTARTED_AT] ?? ""), ...noted);
+	return at >= writtenAt(consumer, question) + SECOND;
+}
+
+/** https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/object-meta/ (fieldsV1) */
+const hasRestartedAt = (fields: object | undefined) =>
+	["spec", "template", "metadata", "annotations", RESTARTED_AT].reduce<unknown>(
+		(within, key) =>
+			(within as Record<string, unknown> | undefined)?.[`f:${key}`],
+		fields,
+	) !== undefined;
+
+/** When the bundle was written that the consumer reads: in its namespace or, if none is there, anywhere. */
+function writtenAt({ namespace }: Consumer, { published }: Question): number {
+	const near = published.filter((one) => one.namespace === namespace);
+	return Math.max(
+		...(near.length > 0 ? near : published).map((one) => one.writtenAt),
+	);
+}
+
+const readableFrom = (consumer: Consumer, question: Question) =>
+	writtenAt(consumer, question) + KUBELET_CACHE;
+
+interface Progress {
+	/** How many pods there are to be. */
+	desired: number;
+	/** As `kubectl rollout status` sees it: every pod is of the present template, and available; no other is left. */
+	complete: boolean;
+	/** It was complete, whatever has become of its pods since. */
+	wasComplete: boolean;
+	/** It has given up. */
+	exceeded: boolean;
+	/** Some pods get the present template only when a person sees to it. Where they do by themselves, they have it, and all are available. */
+	manual?: { how: "OnDelete" | "partition"; atRest: boolean };
+}
+
+/** https://github.com/kubernetes/kubernetes/blob/master/staging/src/k8s.io/kubectl/pkg/polymorphichelpers/rollout_status.go */
+function progressOf({ kind, metadata, spec, status = {} }: Workload): Progress {
+	const observed =
+		(status.observedGeneration ?? 0) >= (metadata.generation ?? 1);
+	const { type, rollingUpdate } = spec.updateStrategy ?? {};
+	const onDelete = type === "OnDelete";
+	if (kind === "DaemonSet") {
+		const desired = status.desiredNumberScheduled ?? 0;
+		const updated =
+			observed &&
+			(status.updatedNumberScheduled ?? 0) >= desired &&
+			(desired > 0 || !status.numberMisscheduled);
+		const available = (status.numberAvailable ?? 0) >= desired;
+		return {
+			desired,
+			complete: updated && available,
+			// It does not tell whether the last of its pods was available before.
+			wasComplete: updated,
+			exceeded: false,
+			...(onDelete && {
+				manual: { how: "OnDelete", atRest: observed && available },
+			}),
+		};
+	}
+	const desired = spec.replicas ?? 1;
+	const { updatedReplicas = 0, replicas = 0 } = status;
+	// kubectl lets pods pass that are too many but updated: of a workload scaled to 0 they would be overlooked.
+	const updated = observed && updatedReplicas >= desired && replicas <= desired;
+	if (kind === "Deployment") {
+		const reason = status.conditions?.find(
+			(one) => one.type === "Progressing",
+		)?.reason;
+		const exceeded = observed && reason === "ProgressDeadlineExceeded";
+		const available = (status.availableReplicas ?? 0) >= desired;
+		return {
+			desired,
+			complete: updated && available && !exceeded,
+			// The reason stays until the next rollout.
+			wasComplete: updated && reason === "NewReplicaSetAvailable",
+			exceeded,
+		};
+	}
+	const partition = rollingUpdate?.partition ?? 0;
+	const available = (status.readyReplicas ?? 0) >= desired;
+	// With OnDelete, the current revision remains the former one for good.
+	const wasComplete =
+		updated && (onDelete || status.currentRevision === status.updateRevision);
+	const manual = onDelete || partition > 0;
+	return {
+		desired,
+		complete: updated && available,
+		wasComplete,
+		exceeded: false,
+		...(manual && {
+			manual: {
+				how: onDelete ? "OnDelete" : "partition",
+				atRest:
+					observed &&
+					available &&
+					(onDelete || updatedReplicas >= desired - partition),
+			},
+		}),
+	};
+}
+
+/**
+ * Whether it is in the middle of nothing. An API server that has lost its etcd, for it does not know the new CA, is not
+ * available, and must be restarted nevertheless. Once it was, being available is what is waited for.
+ */
+function isSettled(workload: Workload, restarted: boolean): boolean {
+	const { complete, wasComplete, manual } = progressOf(workload);
+	if (complete || manual?.atRest) return true;
+	return wasComplete && !restarted;
+}
+
+/**
+ * Why a rollout does not come to its end by itself, and the way out.
+ * @param begun whether there is a rollout to be brought to its end
+ * @param pods of a rollout that is under way
+ */
+function obstacleOf(
+	workload: Workload,
+	{ kind, namespace, name }: Consumer,
+	begun: boolean,
+	pods: Pod[],
+): string | undefined {
+	const { complete, exceeded, manual } = progressOf(workload);
+	const { paused, template } = workload.spec;
+	const kubectl = `kubectl -n ${namespace}`;
+	const which = `${kind.toLowerCase()}/${name}`;
+	if (paused)
+		return `is paused, so that its pods are not restarted; go on with it: ${kubectl} rollout resume ${which}`;
+	if (complete) return undefined;
+	if (exceeded)
+		return `does not get on with its rollout; see why: ${kubectl} rollout status ${which}, ${kubectl} describe ${which}`;
+	if (begun && manual?.how === "OnDelete")
+		return `has the update strategy OnDelete: its pods read the new CA when they are deleted, one after the other. Those that have not been: ${kubectl} describe ${which}`;
+	if (begun && manual)
+		return `keeps pods as they are by the partition of its update strategy; set it to 0, or delete them one after the other: ${kubectl} describe ${which}`;
+	for (const pod of pods) {
+		// A StatefulSet waits for any pod that is not ready, others replace the old ones.
+		if (kind !== "StatefulSet" && !isOf(pod, template)) continue;
+		const reason = containerStatuses(pod)
+			.map(({ state }) => state?.waiting?.reason ?? "")
+			.find((one) => STUCK_CONTAINER.has(one));
+		if (reason)
+			return `does not get on with its rollout: pod ${pod.metadata.name} is in ${reason}; see why: ${kubectl} describe pod ${pod.metadata.name}, ${kubectl} rollout status ${which}`;
+	}
+	return undefined;
+}
+
+/** Whether the pod was made from the template, as far as annotations tell. */
+const isOf = ({ metadata }: Pod, template: Workload["spec"]["template"]) =>
+	Object.entries(template.metadata?.annotations ?? {}).every(
+		([key, value]) => metadata.annotations?.[key] === value,
+	);
+
+/** Whether the consumer made the pod: a Deployment by way of a ReplicaSet, which has its name and the template's hash. */
+function belongsTo({ metadata }: Pod, { kind, name }: Consumer): boolean {
+	const hash = metadata.labels?.["pod-template-hash"];
+	return (metadata.ownerReferences ?? []).some((owner) =>
+		kind === "Deployment"
+			? owner.kind === "ReplicaSet" && owner.name === `${name}-${hash}`
+			: owner.kind === kind && owner.name === name,
+	);
+}
+
+const isLive = ({ status }: Pod) =>
+	status?.phase !== "Succeeded" && status?.phase !== "Failed";
+
+function areAllNewer(pods: Pod[], written: number): boolean {
+	const live = pods.filter(isLive);
+	return live.length > 0 && live.every((pod) => isNewer(pod, written));
+}
+
+/** Whether all of the pod's containers started with the bundle as it was written then. */
+function isNewer(pod: Pod, written: number): boolean {
+	const createdAt = Date.parse(pod.metadata.creationTimestamp ?? "");
+	if (createdAt >= written + KUBELET_CACHE) return true;
+	const { containers, initContainers = [] } = pod.spec;
+	const statuses = containerStatuses(pod);
+	return [
+		...containers,
+		...initContainers.filter((one) => one.restartPolicy === "Always"),
+	].every(({ name }) => {
+		const { state } = statuses.find((one) => one.name === name) ?? {};
+		const startedAt = Date.parse(state?.running?.startedAt ?? "");
+		return startedAt > written + VOLUME_UPDATE;
+	});
+}
+
+const containerStatuses = ({ status }: Pod): ContainerStatus[] => [
+	...(status?.containerStatuses ?? []),
+	...(status?.initContainerStatuses ?? []),
+];
+
+/**
+ * What there is to wait for where nobody has named those who read a ConfigMap: the pods that mount it tell. Pure.
+ * undefined when all of them have read it.
+ */
+export function judgeUnnamed({
+	published,
+	pods,
+}: NamespaceFacts): Wait | undefined {
+	const { namespace, name, writtenAt } = published;
+	const who = `ConfigMap ${namespace}/${name}`;
+	if (pods instanceof ApiError && pods.code !== 403)
+		return unreadableAs(who, pods);
+	const readers = pods instanceof ApiError ? [] : pods.filter(isLive);
+	const known = readers.filter((pod) => reads(pod, name));
+	const old = known
+		.filter((pod) => !isNewer(pod, writtenAt))
+		.map((pod) => pod.metadata.name);
+	if (known.length > 0 && old.length === 0) return undefined;
+	const list = old.slice(0, MOST_PODS).join(", ");
+	const more = old.length - MOST_PODS;
+	return {
+		who,
+		reason: "ConsumerUnknown",
+		message:
+			old.length > 0
+				? `pods in ${namespace} have not read the new CA from ${who}: ${list}${more > 0 ? ` and ${more} more` : ""}; restart them, or name their Deployment in spec.consumers`
+				: `who reads ${who} is not known: name its workloads in spec.consumers, and restart them`,
+		obstacle: true,
+	};
+}
+
+/** Whether a pod has the ConfigMap, as files or in its environment. */
+function reads({ spec }: Pod, configMap: string): boolean {
+	const { containers, initContainers = [], volumes = [] } = spec;
+	return [
+		...volumes.flatMap(({ configMap, projected }) => [
+			configMap,
+			...(projected?.sources ?? []).map((source) => source.configMap),
+		]),
+		...[...containers, ...initContainers].flatMap(
+			({ env = [], envFrom = [] }) => [
+				...env.map(({ valueFrom }) => valueFrom?.configMapKeyRef),
+				...envFrom.map((source) => source.configMapRef),
+			],
+		),
+	].some((reference) => reference?.name === configMap);
+}
+
+const describe = ({ kind, namespace, name }: Consumer) =>
+	`${kind} ${namespace}/${name}`;
+
+function wait(
+	consumer: Consumer,
+	reason: string,
+	what: string,
+	obstacle: boolean,
+): Wait {
+	const who = describe(consumer);
+	return { who, reason, message: `${who} ${what}`, obstacle };
+}
+
+/** @param before whose rollout comes first */
+function waiting(
+	consumer: Consumer,
+	isNext: boolean,
+	before: Consumer | undefined,
+): Wait {
+	const when = before
+		? `after ${describe(before)}`
+		: "as soon as every kubelet has the new CA";
+	return wait(
+		consumer,
+		"ConsumerWaiting",
+		`is restarted ${isNext ? "now" : when}`,
+		false,
+	);
+}
+
+const missing = (consumer: Consumer) =>
+	wait(
+		consumer,
+		"ConsumerMissing",
+		"is not there; correct spec.consumers, or create it",
+		true,
+	);
+
+function forbidden(
+	consumer: Consumer,
+	error: ApiError,
+	controllerNamespace: string,
+): Wait {
+	const { kind, namespace, name } = consumer;
+	const kubectl = `kubectl -n ${namespace} create`;
+	const role = `etcdproxy-${kind.toLowerCase()}-${name}`;
+	return wait(
+		consumer,
+		"ConsumerForbidden",
+		`may not be read and restarted by etcdproxy-controller; let it get and patch it: ${kubectl} role ${role} --verb=get,patch --resource=${kinds[kind].plural}.apps --resource-name=${name} && ${kubectl} rolebinding ${role} --role=${role} --serviceaccount=${controllerNamespace}:${SERVICE_ACCOUNT}. (${error.message})`,
+		true,
+	);
+}
+
+const unreadable = (consumer: Consumer, error: ApiError) =>
+	unreadableAs(describe(consumer), error);
+
+const unreadableAs = (who: string, { message }: ApiError): Wait => ({
+	who,
+	reason: "ConsumerUnreadable",
+	message: `whether ${who} has read the new CA is not known now: ${message}`,
+	obstacle: false,
+});

@@ -1,0 +1,304 @@
+/** What is there: all that a visit to one EtcdStorage decides from. It reads and writes nothing. */
+import type { Cache } from "./cache.ts";
+import { observeCore, observeLeaf, observeSigners } from "./certificates.ts";
+import { type Readers, readersBehind } from "./consumers.ts";
+import {
+	type EtcdStorage,
+	type Spec,
+	sameTarget,
+	type TargetStatus,
+} from "./etcdstorage.ts";
+import { ApiError, type Kube, type KubeObject } from "./kube.ts";
+import type { Domain } from "./lifetimes.ts";
+import {
+	type Data,
+	type Environment,
+	FIELD_MANAGER,
+	hash,
+	isOwnedBy,
+	leafId,
+	names,
+} from "./manifests.ts";
+import type { CertificateFacts } from "./pki.ts";
+import {
+	coreProblem,
+	describe,
+	targetError,
+	targetProblem,
+} from "./problems.ts";
+import { proxiesBehind } from "./proxies.ts";
+import type { Observed } from "./reconcile.ts";
+import {
+	generationOf,
+	newest,
+	type Reach,
+	type Signers,
+	spreading,
+	type Wait,
+} from "./rotation.ts";
+import { type EventNote, type Problem, TARGET_POLL } from "./status.ts";
+import { type TargetReader, targetKey } from "./targets.ts";
+import type { Deployment } from "./workload.ts";
+
+/** What visits work with. */
+export interface Context {
+	kube: Kube;
+	environment: Environment;
+	storages: Cache<EtcdStorage>;
+	/** The controller's namespace, as its watches see it, by kind. */
+	owned: {
+		ConfigMap: Cache<Data>;
+		Secret: Cache<Data>;
+		Service: Cache<KubeObject>;
+		Deployment: Cache<Deployment>;
+	};
+	targets: TargetReader;
+	now(): number;
+	event(storage: EtcdStorage, note: EventNote): Promise<void>;
+	/** When consumers were last restarted, by consumer and CA: who takes our annotation away is not answered with restarts without end. */
+	restarts: Map<string, number>;
+}
+
+/** Everything about one EtcdStorage at one moment: what other visits read or write meanwhile decides nothing in this one. */
+export interface Observation {
+	observed: Observed;
+	/** Of the spec's targets, those that may and can be filled. */
+	fillable: TargetStatus[];
+	/** The targets as they were read, by `targetKey`. */
+	targets: Map<string, Data | undefined>;
+	/** Also of somebody else, whose content decides nothing. */
+	signerSecrets: Record<Domain, Data | undefined>;
+	coreCA: string;
+	coreTrouble: Problem | undefined;
+	/** What is wrong with targets. */
+	problems: Problem[];
+	/** The consumer whose restart is due. */
+	restart: Readers["restart"];
+}
+
+/**
+ * Whether the API server's word tells something about the object. Where it could not be reached, or another writer was
+ * faster, nothing is known, a condition would be a false alarm, and the visit is to be made again.
+ */
+export const isAnswer = (error: unknown): error is ApiError =>
+	error instanceof ApiError && error.code !== 0 && error.code !== 409;
+
+/** @throws ApiError where the API server does not answer */
+export async function observe(
+	storage: EtcdStorage,
+	spec: Spec,
+	context: Context,
+): Promise<Observation> {
+	const { environment, now, owned } = context;
+	const core = observeCore(
+		owned.ConfigMap.get(environment.coreCAConfigMap),
+		owned.Secret.get(environment.coreCertsSecret),
+	);
+	const coreTrouble = coreProblem(environment, core, now());
+	const { targets, problems } = await readTargets(storage, spec, context);
+	const fillable = spec.targets.filter(
+		(target) => !problems.some((one) => one.object === describe(target)),
+	);
+
+	// A foreign object of our name holds nothing that we would sign with, or trust.
+	const own = <T extends KubeObject>(found: T | undefined) =>
+		found && isOwnedBy(found, storage) ? found : undefined;
+	const secret = (name: string) => owned.Secret.get(name);
+	const signerSecrets = {
+		client: secret(names.signer(spec.name, "client")),
+		serving: secret(names.signer(spec.name, "serving")),
+	};
+	const copies = own(owned.ConfigMap.get(names.clientCA(spec.name)))?.data;
+	const signers = {
+		client: observeSigners(own(signerSecrets.client), [
+			copies?.["client-ca.crt"],
+		]),
+		serving: observeSigners(own(signerSecrets.serving), [
+			copies?.["serving-ca.crt"],
+		]),
+	};
+	const leaves: Observed["leaves"] = {
+		server: await observeLeaf(
+			own(secret(names.serverCert(spec.name))),
+			signers.serving,
+		),
+	};
+	for (const target of fillable)
+		if (target.kind === "Secret")
+			leaves[leafId(target)] = await observeLeaf(
+				targets.get(targetKey(target)),
+				signers.client,
+			);
+	const surroundings = {
+		storage,
+		spec,
+		context,
+		fillable,
+		targets,
+		leaves,
+		bundle: copies?.["client-ca.crt"] ?? "",
+	};
+	const [client, { restart, ...serving }] = await Promise.all([
+		clientReach(signers.client, surroundings),
+		servingReach(signers.serving, surroundings),
+	]);
+	return {
+		observed: { signers, reach: { client, serving }, leaves },
+		fillable,
+		targets,
+		signerSecrets,
+		coreCA: core.ca?.object.data?.["ca.crt"] ?? "",
+		coreTrouble,
+		problems,
+		restart,
+	};
+}
+
+/** What is wrong with one target is a problem, and does not keep the others from being filled. */
+async function readTargets(
+	storage: EtcdStorage,
+	spec: Spec,
+	{ environment, targets, storages }: Context,
+): Promise<Pick<Observation, "targets" | "problems">> {
+	const read = new Map<string, Data | undefined>();
+	// Where something was wrong at the last visit, what was read then is read again. Else it may be so old that it and
+	// the wait for the next visit together are less than the minute within which an edited target is repaired.
+	const troubled = storage.status?.conditions?.some(
+		(one) => one.type === "CertificatesReady" && one.status === "False",
+	);
+	const checks = spec.targets.map(async (target) => {
+		try {
+			const found = await targets.read(target, troubled ? 0 : TARGET_POLL / 4);
+			read.set(targetKey(target), found);
+			return targetProblem(
+				storage,
+				environment,
+				target,
+				found,
+				storages.values(),
+			);
+		} catch (error) {
+			if (!isAnswer(error)) throw error;
+			return targetError(target, error, false);
+		}
+	});
+	const problems = (await Promise.all(checks)).filter(
+		(problem) => problem !== undefined,
+	);
+	return { targets: read, problems };
+}
+
+interface Surroundings {
+	storage: EtcdStorage;
+	spec: Spec;
+	context: Context;
+	fillable: TargetStatus[];
+	targets: Observation["targets"];
+	leaves: Observed["leaves"];
+	/** The client CA bundle as the proxies get it. */
+	bundle: string;
+}
+
+/** Targets that carry something of ours, of one kind. One that never did is nobody's to wait for. */
+const filled = ({ storage, spec }: Surroundings, kind: TargetStatus["kind"]) =>
+	spec.targets.filter(
+		(target) =>
+			target.kind === kind &&
+			storage.status?.targets?.some((one) => sameTarget(one, target)),
+	);
+
+/** Bundles are of our own writing: a certificate is in them as it stands. */
+const holds = (bundle: string, ca: CertificateFacts) => bundle.includes(ca.pem);
+
+const isIn = (list: TargetStatus[], target: TargetStatus) =>
+	list.some((one) => sameTarget(one, target));
+
+const pending = (who: string, reason: string, what: string): Wait => ({
+	who,
+	reason,
+	message: `${who} ${what}`,
+	obstacle: false,
+});
+
+const bundleNotWritten = (who: string, ca: CertificateFacts) =>
+	pending(who, "BundleNotWritten", `does not carry the CA ${generationOf(ca)}`);
+
+/** Clients are verified by the proxies. */
+async function clientReach(
+	signers: Signers,
+	surroundings: Surroundings,
+): Promise<Reach> {
+	const { spec, context, bundle, fillable, leaves } = surroundings;
+	const { kube, environment, now } = context;
+	const { namespace } = environment;
+	const ca = newest(signers)?.facts;
+	const written = ca && holds(bundle, ca);
+	const configMap = `ConfigMap ${namespace}/${names.clientCA(spec.name)}`;
+	const asked = written && spreading(signers, now());
+	return {
+		unwritten: ca && !written ? [bundleNotWritten(configMap, ca)] : [],
+		undelivered: filled(surroundings, "Secret")
+			.filter((target) => {
+				if (!isIn(fillable, target)) return true;
+				const leaf = leaves[leafId(target)];
+				return leaf && "facts" in leaf && !leaf.signedBySigner;
+			})
+			.map((target) =>
+				pending(
+					describe(target),
+					"CertificateNotWritten",
+					"does not hold a certificate of the current CA",
+				),
+			),
+		unread: asked
+			? await proxiesBehind(kube, {
+					namespace,
+					name: spec.name,
+					bundle,
+					templateHash: hash(bundle),
+				})
+			: [],
+	};
+}
+
+/** Proxies are verified by API servers. */
+async function servingReach(
+	signers: Signers,
+	surroundings: Surroundings,
+): Promise<Reach & Pick<Readers, "restart">> {
+	const { spec, context, targets, fillable } = surroundings;
+	const { kube, environment, now } = context;
+	const ca = newest(signers)?.facts;
+	if (!ca) return { unwritten: [], undelivered: [], unread: [] };
+	const text = (target: TargetStatus) =>
+		targets.get(targetKey(target))?.data?.["serving-ca.crt"] ?? "";
+	const bundles = filled(surroundings, "ConfigMap");
+	const carriesIt = (target: TargetStatus) =>
+		isIn(fillable, target) && holds(text(target), ca);
+	const unwritten = bundles
+		.filter((target) => !carriesIt(target))
+		.map((target) => bundleNotWritten(describe(target), ca));
+	const known = { unwritten, undelivered: [], unread: [] };
+	// Who has read a bundle before all of them are written may have to read another.
+	if (!spreading(signers, now()) || unwritten.length > 0) return known;
+	const { waits, restart } = await readersBehind(kube, {
+		namespace: environment.namespace,
+		consumers: spec.consumers,
+		published: bundles.map((target) => ({
+			namespace: target.namespace,
+			name: target.name,
+			writtenAt: writtenAt(targets.get(targetKey(target))) ?? now(),
+		})),
+		generation: generationOf(ca),
+		now: now(),
+	});
+	return { ...known, unread: waits, ...(restart && { restart }) };
+}
+
+/** When we last changed something in it, by the API server's account. */
+function writtenAt(object: Data | undefined): number | undefined {
+	const times = (object?.metadata.managedFields ?? [])
+		.filter((entry) => entry.manager === FIELD_MANAGER)
+		.map((entry) => Date.parse(entry.time ?? ""));
+	return times.length > 0 ? Math.max(...times) : undefined;
+}

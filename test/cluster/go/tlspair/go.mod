@@ -1,0 +1,3 @@
+module etcdproxy-controller/cluster/tlspair
+
+go 1.26.0
