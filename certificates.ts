@@ -37,7 +37,7 @@ export async function issue(
 	const made = domains.map(async (domain) => {
 		const { step } = plan.rotations[domain];
 		const before = observed.signers[domain];
-		const after = advance(before, step, await makeSigner(step), now);
+		const after = advance(before, step, await makeSigner(step, before), now);
 		signers[domain] = { ...after, bundle: pki.bundle(after.trusted, now) };
 	});
 	await Promise.all(made);
@@ -73,7 +73,7 @@ export async function issue(
 	return { signers, leaves, coreCA };
 }
 
-async function makeSigner(step: Step | undefined) {
+async function makeSigner(step: Step | undefined, present: Signers) {
 	if (step?.do !== "make") return undefined;
 	const pair = await pki.issueCA(step);
 	const authority: Authority = {
@@ -82,8 +82,11 @@ async function makeSigner(step: Step | undefined) {
 		keyMatches: true,
 	};
 	if (!step.cross) return { authority };
+	const by = present[step.cross.by];
+	if (!by || !("pair" in by) || !by.pair)
+		throw new Error(`no ${step.cross.by} signer to certify the next one`);
 	const cross = await pki.crossSign({
-		signer: step.cross.by,
+		signer: by.pair,
 		subject: pair.certificate,
 		validity: step.cross.validity,
 	});

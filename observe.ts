@@ -256,6 +256,16 @@ async function clientReach(
 					name: spec.name,
 					bundle,
 					templateHash: hash(bundle),
+				}).catch((error) => {
+					if (!isAnswer(error)) throw error;
+					const who = `Deployment ${namespace}/${names.workload(spec.name)}`;
+					return [
+						pending(
+							who,
+							"ProxyUnknown",
+							`has pods that cannot be listed: ${error.message}`,
+						),
+					];
 				})
 			: [],
 	};

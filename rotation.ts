@@ -96,8 +96,8 @@ interface SignerProfile {
 	commonName: string;
 	organization: string;
 	validity: Validity;
-	/** Who certifies the new signer, and for how long; absent when nobody can. */
-	cross?: { by: KeyPair; validity: Validity };
+	/** Which of the present signers certifies the new one, and for how long; absent when none can. */
+	cross?: { by: "current" | "previous"; validity: Validity };
 	/** Nothing that was trusted before is trusted any longer. */
 	distrust: boolean;
 	answered: Requests;
@@ -247,17 +247,17 @@ export function rotate(
 
 /**
  * Whether the replacement after this one has to wait. As long as not everybody is known to trust the current signer, the
- * next one must be certified by the previous, and that only helps if it does not end before the current one: those who
- * have loaded the current one would be left without either.
+ * next one must be certified by the previous. Where that ends long before the current one, those who have loaded the
+ * current one would be left without either: then it is better to wait for that end, and to be certified by the current.
  */
 const mustWait = (
-	current: Authority,
+	{ facts }: Authority,
 	previous: Signers["previous"],
 	now: number,
 ) =>
 	previous !== undefined &&
 	now < previous.facts.notAfter &&
-	previous.facts.notAfter <= current.facts.notAfter;
+	previous.facts.notAfter <= partOfLife(facts, PUBLISH_UNTIL);
 
 /** The dates of a new signer, and who certifies it: the newest one that everybody is known to trust. */
 function certified(
@@ -266,18 +266,18 @@ function certified(
 	now: number,
 ): Pick<SignerProfile, "validity" | "cross"> {
 	const validity = validityFor(spec.validity.signing, now);
-	const able = (one: Signers["previous"]) => {
+	const able = (by: "current" | "previous", one: Signers["previous"]) => {
 		if (!one?.pair || !one.facts.isCA || now >= one.facts.notAfter)
 			return undefined;
 		const both = within(validity, one.facts);
-		return both.notBefore < both.notAfter
-			? { by: one.pair, validity: both }
-			: undefined;
+		return both.notBefore < both.notAfter ? { by, validity: both } : undefined;
 	};
 	// One that is not valid yet is able: when our own clock is behind, everybody else trusts it already.
 	const own =
-		"facts" in current && current.keyMatches ? able(current) : undefined;
-	const cross = able(previous) ?? own;
+		"facts" in current && current.keyMatches
+			? able("current", current)
+			: undefined;
+	const cross = able("previous", previous) ?? own;
 	return { validity, ...(cross && { cross }) };
 }
 
@@ -296,16 +296,15 @@ function publish(
 ): Rotation {
 	const chained = isValid(signers.nextCross, now);
 	const able = signing(signers, now);
+	// Without the chain, who is behind is cut off by the next step; nobody can be who is not let in today.
+	const lastMoment =
+		leaves.length === 0
+			? now
+			: Math.min(...leaves.map((leaf) => partOfLife(leaf, LAST_MOMENT)));
 	const [forced, harmlessUntil] =
 		chained && able
 			? [partOfLife(able.facts, PUBLISH_UNTIL), able.facts.notAfter]
-			: [
-					// Nobody can be cut off who is not let in today.
-					leaves.length === 0
-						? now
-						: Math.min(...leaves.map((leaf) => partOfLife(leaf, LAST_MOMENT))),
-					Math.min(...leaves.map((leaf) => leaf.notAfter)),
-				];
+			: [lastMoment, lastMoment];
 	const waits = [...reach.unwritten, ...(chained ? [] : reach.unread)];
 	const known = { domain, generation: generationOf(next.facts) };
 	if (waits.length > 0 && now < forced)
@@ -349,14 +348,21 @@ function settle(
 		(one) => one.fingerprint !== current.facts.fingerprint,
 	);
 	const firstEnd = Math.min(...others.map((one) => one.notAfter));
-	const unsigned = leaves.some((leaf) => !leaf.signedBySigner);
-	if (previous && (unsigned || reach.undelivered.length > 0))
+	const unsigned = leaves.filter((leaf) => !leaf.signedBySigner);
+	if (previous && (unsigned.length > 0 || reach.undelivered.length > 0))
 		return {
 			...known,
 			phase: "Sign",
 			waits: reach.undelivered,
 			...(reach.undelivered.length > 0 &&
-				urgency(current.facts, Math.min(firstEnd, current.facts.notAfter))),
+				urgency(
+					current.facts,
+					Math.min(
+						firstEnd,
+						current.facts.notAfter,
+						...unsigned.map((leaf) => leaf.notAfter),
+					),
+				)),
 		};
 	if (previous) {
 		const distrusted = !others.some(
@@ -365,14 +371,17 @@ function settle(
 		const over = now >= previous.facts.notAfter;
 		const waits = [...reach.unwritten, ...reach.unread];
 		const guesses = waits.every((one) => one.reason === "ConsumerUnknown");
+		const issued = issuedAt(current.facts);
+		// Without the chain who is behind is cut off already, and a CA that must not be trusted does harm while it is.
+		const harmless = over || (!distrusted && isValid(signers.cross, now));
 		const patience = Math.min(
-			issuedAt(current.facts) + UNKNOWN_PATIENCE,
+			issued + UNKNOWN_PATIENCE,
 			partOfLife(current.facts, 1 / 4),
 		);
 		if (waits.length === 0 || (over && guesses && now >= patience))
 			return {
 				...known,
-				phase: others.some((one) => now < one.notAfter) ? "Retire" : "Steady",
+				phase: others.some((one) => now <= one.notAfter) ? "Retire" : "Steady",
 				step: { do: "confirm" },
 				reason:
 					waits.length === 0
@@ -385,17 +394,13 @@ function settle(
 			phase: "Spread",
 			waits,
 			...(!distrusted && !over && { nextStepAt: previous.facts.notAfter }),
-			// A CA that must not be trusted does harm as long as somebody does.
-			...urgency(
-				current.facts,
-				distrusted && !over ? issuedAt(current.facts) : previous.facts.notAfter,
-			),
+			...urgency(current.facts, harmless ? previous.facts.notAfter : issued),
 		};
 	}
-	if (now >= firstEnd)
+	if (now > firstEnd)
 		return {
 			...known,
-			phase: others.some((one) => now < one.notAfter) ? "Retire" : "Steady",
+			phase: others.some((one) => now <= one.notAfter) ? "Retire" : "Steady",
 			step: { do: "retire" },
 			reason: "the former CA has expired",
 			waits: [],
@@ -411,6 +416,8 @@ function settle(
 	};
 }
 
+/** How long a kubelet may take to bring a changed file to a pod. */
+const DELIVERY = 2 * 60_000;
 /** How long somebody who may come by himself is waited for before a person is told, at most. */
 const PATIENCE = 15 * 60_000;
 
@@ -423,7 +430,10 @@ export function standing(
 	since: number,
 	now: number,
 ): { blocked: boolean; overdue: boolean } {
-	const patience = Math.min(PATIENCE, Math.max(0, harmlessUntil - since) / 4);
+	const patience =
+		harmlessUntil > since
+			? Math.min(PATIENCE, (harmlessUntil - since) / 4)
+			: DELIVERY;
 	const blocked =
 		waits.some((one) => one.obstacle) ||
 		(waits.length > 0 && now - since > patience);
@@ -475,7 +485,7 @@ export function advance(
 			set(after, "previous", undefined);
 			break;
 	}
-	after.trusted = after.trusted.filter((one) => now < one.notAfter);
+	after.trusted = after.trusted.filter((one) => now <= one.notAfter);
 	if (!isValid(after.cross, now)) set(after, "cross", undefined);
 	return after;
 }

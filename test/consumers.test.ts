@@ -1095,3 +1095,483 @@ describe("whatever the facts", () => {
 		);
 	});
 });
+
+describe("on a real API server", () => {
+	let cluster: Cluster;
+	/** With the rights of the controller's ServiceAccount. */
+	let kube: Kube;
+	let admin: Kube;
+	const all = kindsOf.map((kind) => consumer("apiserver", kind, "real"));
+	const [deployment, statefulSet, daemonSet] = all as [
+		Consumer,
+		Consumer,
+		Consumer,
+	];
+	const which = ({ kind, name }: Consumer) => `${kind.toLowerCase()}/${name}`;
+	const real = (...args: string[]) => cluster.kubectl(["-n", "real", ...args]);
+	const live = (one: Consumer, namespace = one.namespace): Promise<Json> =>
+		admin.get({
+			...{ apiVersion: kinds[one.kind].apiVersion, kind: one.kind },
+			...{ name: one.name, namespace },
+		});
+	const patch = (one: Consumer, change: object, ...flags: string[]) =>
+		real(
+			...["patch", which(one), "--type=merge", "-p"],
+			...[JSON.stringify(change), ...flags],
+		);
+	const setStatus = async (one: Consumer, status: object) => {
+		const { metadata } = await live(one);
+		const observed = { observedGeneration: metadata.generation };
+		// A merge patch leaves what it does not name.
+		await patch(
+			one,
+			{ status: { ...observed, ...status } },
+			"--subresource=status",
+		);
+	};
+	const complete = {
+		Deployment: {
+			...{ replicas: 2, updatedReplicas: 2, readyReplicas: 2 },
+			...{ availableReplicas: 2, unavailableReplicas: 0 },
+			conditions: [progressing("NewReplicaSetAvailable")],
+		},
+		StatefulSet: {
+			...{ replicas: 2, updatedReplicas: 2, readyReplicas: 2 },
+			...{ availableReplicas: 2, currentReplicas: 2 },
+			...{ currentRevision: "b", updateRevision: "b" },
+		},
+		DaemonSet: {
+			...{ currentNumberScheduled: 2, desiredNumberScheduled: 2 },
+			...{ updatedNumberScheduled: 2, numberAvailable: 2, numberReady: 2 },
+			numberMisscheduled: 0,
+		},
+	};
+	const made = (one: Consumer): object => ({
+		apiVersion: "apps/v1",
+		kind: one.kind,
+		metadata: { name: one.name, namespace: one.namespace },
+		spec: {
+			...(one.kind !== "DaemonSet" && { replicas: 2 }),
+			...(one.kind === "StatefulSet" && { serviceName: "none" }),
+			selector: { matchLabels: { app: one.kind } },
+			template: {
+				metadata: { labels: { app: one.kind }, annotations: { other: "kept" } },
+				spec: { containers: [{ name: "apiserver", image: "none" }] },
+			},
+		},
+	});
+	const namespace = (name: string): object[] => [
+		{ apiVersion: "v1", kind: "Namespace", metadata: { name } },
+		// Pods need it, and without controllers nobody makes it.
+		{
+			apiVersion: "v1",
+			kind: "ServiceAccount",
+			metadata: { name: "default", namespace: name },
+		},
+	];
+	const madePod = (name: string, labels: object, spec: object = {}) => ({
+		apiVersion: "v1",
+		kind: "Pod",
+		metadata: { name, namespace: "real", labels },
+		spec: { containers: [{ name: "c", image: "none" }], ...spec },
+	});
+	/** As if the bundle had been written long ago, unless told. */
+	const ask = (
+		consumers: Consumer[],
+		writtenAt = Date.now() - MINUTE,
+		client = kube,
+		more: Partial<Question> = {},
+	) =>
+		readersBehind(
+			client,
+			question({
+				consumers,
+				published: [{ namespace: "real", name: "etcd-serving-ca", writtenAt }],
+				now: writtenAt + MINUTE,
+				...more,
+			}),
+		);
+	const createdAt = async (...names: string[]) => {
+		const pods = await admin.list<Pod>("Pod", "real");
+		return pods
+			.filter(({ metadata }) => names.includes(metadata.name))
+			.map(({ metadata }) => Date.parse(metadata.creationTimestamp ?? ""));
+	};
+
+	beforeAll(async () => {
+		cluster = await startCluster();
+		const { kubeconfig } = await identity(cluster, "consumers");
+		const client = (path: string) =>
+			new Kube(loadKubeConfig(path), { fieldManager: "etcdproxy-controller" });
+		kube = client(kubeconfig);
+		admin = client(cluster.kubeconfig);
+		await cluster.apply(...namespace("real"), ...all.map(made));
+	}, FIRST_BUILD);
+	afterAll(() => cluster?.stop(), 30_000);
+
+	test("a consumer without rights is forbidden, and the commands in the message are what was missing", async () => {
+		const { waits, restart: next } = await ask(all);
+		expect(next).toBeUndefined();
+		expect(waits.map(({ reason }) => reason)).toEqual(
+			Array(3).fill("ConsumerForbidden"),
+		);
+		for (const [index, one] of all.entries()) {
+			const { message } = waits[index] as Wait;
+			expect(message).toContain('cannot get resource "');
+			const commands = message.match(
+				/kubectl [^&.]+\.apps [^&]+|kubectl [^&(]+(?=\. \()/g,
+			);
+			expect(commands).toHaveLength(2);
+			for (const command of commands ?? [])
+				await cluster.kubectl(command.trim().split(" ").slice(1));
+			await setStatus(one, complete[one.kind]);
+			// It may not list pods; that is no obstacle.
+			expect(short(await ask([one]))).toEqual([
+				`${one.kind} real/apiserver: ConsumerWaiting`,
+				`restart ${one.kind} real/apiserver`,
+			]);
+		}
+		expect(short(await ask([{ ...deployment, name: "gone" }]))).toEqual([
+			"Deployment real/gone: ConsumerForbidden!",
+		]);
+		expect(
+			short(await ask([{ ...deployment, name: "gone" }], W, admin)),
+		).toEqual(["Deployment real/gone: ConsumerMissing!"]);
+	}, 60_000);
+
+	test.each(all)(
+		"a restart changes the annotation of the pod template and nothing else: $kind",
+		async (one) => {
+			const before = await live(one);
+			await restart(kube, one, GENERATION);
+			const after = await live(one);
+			const { annotations } = after.spec.template.metadata;
+			expect(annotations).toEqual({ other: "kept", ...ours });
+			annotations[SERVING_CA] = undefined;
+			expect(after.spec).toEqual(before.spec);
+			expect(after.status).toEqual(before.status);
+			expect(after.metadata.generation).toBe(before.metadata.generation + 1);
+			expect(after.metadata.labels).toEqual(before.metadata.labels);
+			expect(after.metadata.annotations).toEqual(before.metadata.annotations);
+			// Done twice, nothing rolls again.
+			await restart(kube, one, GENERATION);
+			expect((await live(one)).metadata.generation).toBe(
+				after.metadata.generation,
+			);
+			const name = `${one.kind} real/apiserver`;
+			expect(short(await ask([one]))).toEqual([`${name}: ConsumerRollingOut`]);
+			await setStatus(one, complete[one.kind]);
+			expect(short(await ask([one]))).toEqual([]);
+		},
+		30_000,
+	);
+
+	test("a restart that is not allowed says so, with the same commands", async () => {
+		await real("create", "deployment", "readonly", "--image=none");
+		await real(
+			...["create", "role", "readonly", "--verb=get"],
+			...["--resource=deployments.apps", "--resource-name=readonly"],
+		);
+		await real(
+			...["create", "rolebinding", "readonly", "--role=readonly"],
+			`--serviceaccount=${NAMESPACE}:etcdproxy-controller-sa`,
+		);
+		const one = { ...deployment, name: "readonly" };
+		expect(short(await ask([one]))).toEqual([
+			"Deployment real/readonly: ConsumerRollingOut",
+		]);
+		const error = await restart(kube, one, GENERATION).catch(
+			(thrown: unknown) => thrown,
+		);
+		expect(error).toBeInstanceOf(ApiError);
+		const wait = restartError(one, error as ApiError, NAMESPACE);
+		expect(wait).toMatchObject({ reason: "ConsumerForbidden", obstacle: true });
+		expect(wait.message).toContain('cannot patch resource "deployments"');
+		expect(wait.message).toContain("--verb=get,patch");
+	}, 30_000);
+
+	const statuses: [Consumer, object][] = [
+		...[
+			{ updatedReplicas: 1 },
+			{ updatedReplicas: 1, readyReplicas: 1, availableReplicas: 1 },
+			{ replicas: 3 },
+			{ readyReplicas: 1, availableReplicas: 1 },
+			{ availableReplicas: 1 },
+			{ availableReplicas: 0, readyReplicas: 0 },
+			{ conditions: [progressing("ProgressDeadlineExceeded")] },
+			{ conditions: [progressing("ReplicaSetUpdated")] },
+			{},
+		].map((status): [Consumer, object] => [deployment, status]),
+		...[
+			{ updatedReplicas: 1, currentRevision: "a" },
+			{ readyReplicas: 1, availableReplicas: 1 },
+			{ updatedReplicas: 0, currentReplicas: 2 },
+			{},
+		].map((status): [Consumer, object] => [statefulSet, status]),
+		...[
+			{ updatedNumberScheduled: 1 },
+			{ numberAvailable: 1 },
+			{ desiredNumberScheduled: 3 },
+			{},
+		].map((status): [Consumer, object] => [daemonSet, status]),
+	];
+	const rolledOut = (one: Consumer): Promise<boolean> =>
+		real("rollout", "status", which(one), "--watch=false").then(
+			(text) =>
+				/successfully rolled out|roll ?out complete|rolling update complete/.test(
+					text,
+				),
+			() => false,
+		);
+	test("a rollout is complete when kubectl says so", async () => {
+		const found: boolean[] = [];
+		for (const [one, status] of statuses) {
+			await setStatus(one, { ...complete[one.kind], ...status });
+			const confirmed = (await ask([one])).waits.length === 0;
+			expect([one.kind, status, confirmed]).toEqual([
+				...[one.kind, status],
+				await rolledOut(one),
+			]);
+			found.push(confirmed);
+		}
+		// It would be easy to agree on always the same.
+		expect(found.filter((one) => one).length).toBe(4);
+		for (const one of all) {
+			await setStatus(one, complete[one.kind]);
+			const { generation } = (await live(one)).metadata;
+			await patch(one, {
+				spec: { template: { metadata: { annotations: { more: "1" } } } },
+			});
+			expect((await live(one)).metadata.generation).toBe(generation + 1);
+			expect((await ask([one])).waits.length).toBe(1);
+			expect(await rolledOut(one)).toBe(false);
+		}
+	}, 120_000);
+
+	test("kubectl's restart counts from when it was, and by the API server's clock", async () => {
+		await restart(kube, deployment, "ffffffff");
+		const restarted = async () => {
+			await real("rollout", "restart", which(deployment));
+			await setStatus(deployment, complete.Deployment);
+			const { annotations } = (await live(deployment)).spec.template.metadata;
+			return Date.parse(annotations[RESTARTED_AT]);
+		};
+		const confirmed = async (writtenAt: number) =>
+			(await ask([deployment], writtenAt)).waits.length === 0;
+		const first = await restarted();
+		expect(await confirmed(first - 1000)).toBe(true);
+		expect(await confirmed(first)).toBe(false);
+		// The time that the API server notes moves with it.
+		await until(() => Date.now() >= first + 2000, "two seconds are over");
+		expect(await restarted()).toBeGreaterThanOrEqual(first + 2000);
+		expect(await confirmed(first + 1000)).toBe(true);
+		const ahead = new Date(Date.now() + 3600_000).toISOString();
+		const annotations = { [RESTARTED_AT]: ahead };
+		await patch(deployment, {
+			spec: { template: { metadata: { annotations } } },
+		});
+		await setStatus(deployment, complete.Deployment);
+		expect(await confirmed(Date.now() + 60_000)).toBe(false);
+		expect(await confirmed(first)).toBe(true);
+		await patch(deployment, {
+			spec: {
+				template: { metadata: { annotations: { [RESTARTED_AT]: null } } },
+			},
+		});
+		await setStatus(deployment, complete.Deployment);
+	}, 60_000);
+
+	test("pods are those that the selector selects, by labels and expressions", async () => {
+		const one = { ...deployment, name: "selecting" };
+		const selector = {
+			matchLabels: { app: "s" },
+			matchExpressions: [
+				{ key: "tier", operator: "In", values: ["a", "b"] },
+				{ key: "env", operator: "NotIn", values: ["test", "dev"] },
+				{ key: "here", operator: "Exists" },
+				{ key: "away", operator: "DoesNotExist" },
+			],
+		};
+		const labels = { app: "s", tier: "b", env: "prod", here: "" };
+		const base = made(one) as Json;
+		base.spec.selector = selector;
+		base.spec.template.metadata.labels = labels;
+		await cluster.apply(
+			base,
+			madePod("s-yes", labels),
+			madePod("s-app", { ...labels, app: "t" }),
+			madePod("s-tier", { ...labels, tier: "c" }),
+			madePod("s-env", { ...labels, env: "dev" }),
+			madePod("s-here", { app: "s", tier: "b", env: "prod" }),
+			madePod("s-away", { ...labels, away: "" }),
+		);
+		const text = selectorText(selector);
+		const names = (await admin.list("Pod", "real", text)).map(
+			({ metadata }) => metadata.name,
+		);
+		expect(names).toEqual(["s-yes"]);
+		const [created = 0] = await createdAt("s-yes");
+		await setStatus(one, complete.Deployment);
+		const asked = (writtenAt: number) => ask([one], writtenAt, admin);
+		expect(short(await asked(created - 10_000))).toEqual([]);
+		expect((await asked(created - 9000)).restart).toEqual(one);
+		// Started again in place.
+		const startedAt = new Date(created + 300_000).toISOString();
+		const state = { running: { startedAt: startedAt.replace(/\.\d+/, "") } };
+		const containerStatuses = [
+			{
+				...{ name: "c", image: "none", imageID: "", ready: true },
+				...{ restartCount: 1, state },
+			},
+		];
+		await real(
+			...["patch", "pod", "s-yes", "--subresource=status", "--type=merge"],
+			...["-p", JSON.stringify({ status: { containerStatuses } })],
+		);
+		expect(short(await asked(created + 179_000))).toEqual([]);
+		expect((await asked(created + 180_000)).restart).toEqual(one);
+		// Pods of an unreadable workload are no help without the right to list them.
+		expect(short(await ask([one], created - 10_000))).toEqual([
+			"Deployment real/selecting: ConsumerForbidden!",
+		]);
+	}, 60_000);
+
+	test("where no consumer is named, pods that have the ConfigMap tell, once they may be listed", async () => {
+		const volume = {
+			name: "ca",
+			configMap: { name: "etcd-serving-ca" },
+		};
+		const projected = {
+			name: "ca",
+			projected: { sources: [{ configMap: { name: "etcd-serving-ca" } }] },
+		};
+		await cluster.apply(
+			madePod("reader-1", {}, { volumes: [volume] }),
+			madePod("reader-2", {}, { volumes: [projected] }),
+		);
+		const created = await createdAt("reader-1", "reader-2");
+		expect(created).toHaveLength(2);
+		const old = Math.min(...created) - MINUTE;
+		expect(short(await ask([], old))).toEqual([
+			"ConfigMap real/etcd-serving-ca: ConsumerUnknown!",
+		]);
+		await real("create", "role", "pods", "--verb=list", "--resource=pods");
+		await real(
+			...["create", "rolebinding", "pods", "--role=pods"],
+			`--serviceaccount=${NAMESPACE}:etcdproxy-controller-sa`,
+		);
+		expect(short(await ask([], old))).toEqual([]);
+		const { waits } = await ask([], Math.max(...created));
+		expect(waits[0]?.message).toContain("reader-1, reader-2; restart them");
+		const two = [
+			{ namespace: "real", name: "etcd-serving-ca", writtenAt: old },
+			{ namespace: "real", name: "nobody", writtenAt: old },
+			{ namespace: "foreign", name: "etcd-serving-ca", writtenAt: old },
+		];
+		expect(short(await ask([], old, kube, { published: two }))).toEqual([
+			"ConfigMap real/nobody: ConsumerUnknown!",
+			"ConfigMap foreign/etcd-serving-ca: ConsumerUnknown!",
+		]);
+		expect(await ask([], old, kube, { published: [] })).toEqual({ waits: [] });
+	}, 60_000);
+
+	test("an API server that cannot be reached is no fact about anybody", async () => {
+		const config = await Bun.file(cluster.kubeconfig).json();
+		config.clusters[0].cluster.server = "https://127.0.0.1:1";
+		const path = `${cluster.dir}/unreachable.kubeconfig`;
+		await Bun.write(path, JSON.stringify(config));
+		const away = new Kube(loadKubeConfig(path), { fieldManager: "test" });
+		for (const consumers of [all, []])
+			expect(
+				await ask(consumers, W, away).catch((error: unknown) => error),
+			).toMatchObject({ name: "ApiError", code: 0 });
+	}, 30_000);
+
+	test("three consumers are rolled one after the other by Kubernetes' own controllers, and confirmed when kubectl agrees", async () => {
+		const names = kindsOf.map((kind) => consumer("rolled", kind, "rolled"));
+		await cluster.apply(
+			...namespace("rolled"),
+			...names.map((one) => {
+				const object = made(one) as Json;
+				if (one.kind !== "DaemonSet") object.spec.replicas = 1;
+				return object;
+			}),
+			{ apiVersion: "v1", kind: "Node", metadata: { name: "node" } },
+		);
+		await cluster.startControllerManager();
+		const rolled = (...args: string[]) =>
+			cluster.kubectl(["-n", "rolled", ...args]);
+		const uids = async () =>
+			(await admin.list<Pod>("Pod", "rolled")).map((one) => one.metadata.uid);
+		/** What a kubelet does: pods run, and become ready. */
+		const run = async () => {
+			for (const { metadata, status } of await admin.list<Pod>("Pod", "rolled"))
+				if (status?.phase !== "Running")
+					await rolled(
+						...["patch", "pod", metadata.name, "--subresource=status"],
+						...["--type=merge", "-p"],
+						JSON.stringify({
+							status: {
+								phase: "Running",
+								conditions: [{ type: "Ready", status: "True" }],
+							},
+						}),
+					);
+		};
+		const writtenAt = Date.now();
+		const asked = () =>
+			readersBehind(
+				admin,
+				question({
+					consumers: names,
+					published: [{ namespace: "rolled", name: "ca", writtenAt }],
+					// Else their first pods were too young.
+					now: writtenAt + 3600_000,
+				}),
+			);
+		const done = async (one: Consumer) =>
+			/successfully rolled out|roll ?out complete|rolling update complete/.test(
+				await rolled("rollout", "status", which(one), "--watch=false"),
+			);
+		await until(
+			async () => {
+				await run();
+				return (await asked()).restart;
+			},
+			"all are rolled out for the first time",
+			60_000,
+		);
+		const before = await uids();
+		const order: string[] = [];
+		await until(
+			async () => {
+				const { waits, restart: next } = await asked();
+				if (next) {
+					// All are whole whenever one is to be restarted.
+					for (const one of names) expect(await done(one)).toBe(true);
+					order.push(next.kind);
+					await restart(admin, next, GENERATION);
+					return false;
+				}
+				if (waits.length > 0) await run();
+				return waits.length === 0;
+			},
+			"all have read it",
+			60_000,
+		);
+		expect(order).toEqual([...kindsOf]);
+		for (const one of names) expect(await done(one)).toBe(true);
+		const after = await uids();
+		expect(after.filter((uid) => before.includes(uid))).toEqual([]);
+		expect(after).toHaveLength(3);
+		// Without pods.
+		const zero = consumer("zero", "Deployment", "rolled");
+		const object = made(zero) as Json;
+		object.spec.replicas = 0;
+		await cluster.apply(object);
+		await until(
+			async () => (await ask([zero], writtenAt, admin)).waits.length === 0,
+			"a Deployment without pods is complete",
+		);
+	}, 180_000);
+});
