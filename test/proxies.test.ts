@@ -360,6 +360,17 @@ describe("through a real API server", () => {
 		if (port !== undefined) ports.set(`${ip}:2381`, port);
 	}
 
+	const open = new Promise<never>(() => {});
+	/** @returns its port */
+	function fakePod(answer: () => Response | Promise<Response>): number {
+		const server = Bun.serve({
+			...{ hostname: "127.0.0.1", port: 0, idleTimeout: 0 },
+			fetch: answer,
+		});
+		cleanup.push(() => server.stop(true));
+		return server.port ?? 0;
+	}
+
 	const portOf = ({ metricsUrl }: Gateway) => Number(new URL(metricsUrl).port);
 	const behind = async (name: string, by = kube, text = bundle) =>
 		(
@@ -422,25 +433,17 @@ describe("through a real API server", () => {
 	});
 
 	test("proxies that do not tell are waited for, each with why", async () => {
-		const older = Bun.serve({
-			...{ hostname: "127.0.0.1", port: 0 },
-			fetch: () => new Response("not found\n", { status: 404 }),
-		});
-		const silent = Bun.serve({
-			...{ hostname: "127.0.0.1", port: 0, idleTimeout: 0 },
-			fetch: () => new Promise<never>(() => {}),
-		});
-		cleanup.push(
-			() => older.stop(true),
-			() => silent.stop(true),
-		);
-		await runPod("mixed-1", older.port);
-		await runPod("mixed-2", silent.port);
+		const older = fakePod(() => new Response("not found\n", { status: 404 }));
+		const silent = fakePod(() => open);
+		const web = fakePod(() => new Response("<html>"));
+		await runPod("mixed-1", older);
+		await runPod("mixed-2", silent);
 		await runPod("mixed-3", undefined);
 		await runPod("mixed-4", undefined, { phase: "Pending" });
 		await runPod("mixed-5", undefined, { etcd: hash("former") });
 		await runPod("mixed-6", portOf(first), { ip: "127.0.0.1" });
 		await runPod("mixed-7", portOf(first));
+		await runPod("mixed-7b", web);
 		await runPod("mixed-8", undefined, { etcd: hash(bundle) });
 		await runPod("mixed-9", undefined, { etcd: hash(bundle), ready: false });
 		const started = performance.now();
@@ -456,6 +459,9 @@ describe("through a real API server", () => {
 			"ProxyNotUpdated mixed-5 is being replaced by one with the new client CA",
 			expect.stringMatching(
 				/^ProxyUnknown! mixed-6 cannot be asked .* \(get Pod \S+: BadRequest: address not allowed\)\. Delete the pod/,
+			),
+			expect.stringMatching(
+				/^ProxyUnknown! mixed-7b cannot be asked .* \(get Pod \S+: Malformed: /,
 			),
 			"ProxyNotUpdated mixed-9 has the new client CA, but is not ready yet",
 		]);
@@ -493,5 +499,18 @@ describe("through a real API server", () => {
 		const refused = await behind("api", client(expired)).catch((e) => e);
 		expect(refused).toBeInstanceOf(ApiError);
 		expect(refused.code).toBe(401);
+	});
+
+	test("an API server that goes while a pod is asked is an error, not the pod's", async () => {
+		const asked = Promise.withResolvers<void>();
+		const silent = fakePod(() => {
+			asked.resolve();
+			return open;
+		});
+		await runPod("last-1", silent);
+		const answer = behind("last").catch((error) => error);
+		await asked.promise;
+		await cluster.stopApiServer("SIGKILL");
+		expect(await answer).toMatchObject({ code: 0, reason: "Unreachable" });
 	});
 });
