@@ -1,6 +1,6 @@
 /** Whether a live object still is what was asked for, and whose its fields are. Pure. */
 import type { ManagedFieldsEntry } from "./kube.ts";
-import { FIELD_MANAGER } from "./manifests.ts";
+import { type Data, FIELD_MANAGER } from "./manifests.ts";
 
 /** Whether every field of the desired object has its value in the live one. What others added is not looked at. */
 export function isSubset(desired: unknown, live: unknown): boolean {
@@ -21,6 +21,11 @@ export function isSubset(desired: unknown, live: unknown): boolean {
 	return desired === live;
 }
 
+/** Whether the live object has a key of ours in its data that is not to be there any more. */
+export const hasLeftovers = (desired: Data, live: Data): boolean =>
+	desired.data !== undefined &&
+	Object.keys(live.data ?? {}).some((key) => !(key in (desired.data ?? {})));
+
 type Fields = { [field: string]: Fields };
 
 /**
@@ -28,14 +33,17 @@ type Fields = { [field: string]: Fields };
  * container or a key that somebody added. Metadata is free for all, and so are the pod template's annotations:
  * `kubectl rollout restart` writes one.
  * https://kubernetes.io/docs/reference/using-api/server-side-apply/#field-management
+ * @param created whether also what we have created, not applied: an apply would not remove any of it
  * @returns undefined when nothing has to be taken over, else the managedFields to write before the next apply
  */
 export function takeOver(
 	managedFields: ManagedFieldsEntry[] = [],
+	created = false,
 ): ManagedFieldsEntry[] | undefined {
 	const foreign = managedFields.filter(
 		(entry) =>
-			entry.manager !== FIELD_MANAGER &&
+			(entry.manager !== FIELD_MANAGER ||
+				(created && entry.operation === "Update")) &&
 			!entry.subresource &&
 			touchesContent(entry.fieldsV1),
 	);

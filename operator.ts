@@ -336,7 +336,8 @@ class Controller {
 		{ type, reason, message }: EventNote,
 	): Promise<void> {
 		const { name, uid } = storage.metadata;
-		const time = new Date().toISOString().replace(/\.\d+/, "");
+		const now = new Date(this.#context.now());
+		const time = now.toISOString().replace(/\.\d+/, "");
 		const event = {
 			apiVersion: "v1",
 			kind: "Event",

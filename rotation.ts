@@ -130,7 +130,7 @@ export interface LiveLeaf extends Validity {
 const PUBLISH_UNTIL = 3 / 4;
 /** Without a cross-certificate, publishing waits no longer than this part of a leaf's life. */
 const LAST_MOMENT = 9 / 10;
-/** Where nobody can tell who reads a bundle, they are waited for so long, should the former CA have expired before. */
+/** Where nobody can tell who has read a bundle, they are waited for so long, should the former CA have expired before. */
 const UNKNOWN_PATIENCE = 24 * 3_600_000;
 /** The last part of the time in which waiting is harmless; then it is an error. */
 const OVERDUE = 1 / 4;
@@ -370,7 +370,7 @@ function settle(
 		);
 		const over = now >= previous.facts.notAfter;
 		const waits = [...reach.unwritten, ...reach.unread];
-		const guesses = waits.every((one) => one.reason === "ConsumerUnknown");
+		const guesses = waits.every((one) => one.reason.endsWith("Unknown"));
 		const issued = issuedAt(current.facts);
 		// Without the chain who is behind is cut off already, and a CA that must not be trusted does harm while it is.
 		const harmless = over || (!distrusted && isValid(signers.cross, now));
@@ -455,7 +455,7 @@ export function advance(
 		case "make": {
 			if (!made) throw new Error("a step without what it makes");
 			const { authority, cross } = made;
-			const former = newest(signers);
+			const former = signing(signers, now) ?? newest(signers);
 			after.answered = step.answered;
 			after.trusted = step.distrust
 				? [authority.facts]

@@ -7,7 +7,7 @@ import type { Cache } from "./cache.ts";
 import { issue } from "./certificates.ts";
 import { restart, restartError } from "./consumers.ts";
 import { clean, FINALIZER, setFinalizers } from "./deletion.ts";
-import { isSubset, takeOver } from "./drift.ts";
+import { hasLeftovers, isSubset, takeOver } from "./drift.ts";
 import {
 	type Consumer,
 	type EtcdStorage,
@@ -202,12 +202,17 @@ class Visit {
 			);
 			return false;
 		}
-		const managedFields = live && takeOver(live.metadata.managedFields);
-		if (live && !managedFields && isSubset(withoutVersion(desired), live))
-			return true;
+		const inPlace =
+			live !== undefined &&
+			isSubset(withoutVersion(desired), live) &&
+			!hasLeftovers(desired, live);
+		const managedFields =
+			live && takeOver(live.metadata.managedFields, !inPlace);
+		if (inPlace && !managedFields) return true;
 		return this.#attempt(condition, async () => {
 			if (live && managedFields) {
-				const { resourceVersion } = live.metadata;
+				const resourceVersion =
+					desired.metadata.resourceVersion ?? live.metadata.resourceVersion;
 				const { metadata } = await kube.patch<KubeObject>(
 					{
 						apiVersion: desired.apiVersion,

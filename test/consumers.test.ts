@@ -642,6 +642,12 @@ describe("a rollout under way", () => {
 		},
 	);
 
+	test("has exceeded its deadline for kubectl even when nothing is missing", () => {
+		const conditions = [progressing("ProgressDeadlineExceeded")];
+		const edit = { status: { conditions }, annotations: ours };
+		expect(verdict([seen(D, edit)])).toEqual(STUCK(D));
+	});
+
 	test("has not exceeded its deadline before it was observed", () => {
 		const conditions = [progressing("ProgressDeadlineExceeded")];
 		const edit = { generation: 4, status: { conditions }, annotations: ours };
@@ -687,7 +693,16 @@ describe("a rollout under way", () => {
 		expect(verdict([seen(DS, edit)])).toEqual([]);
 		// By pods, or by the annotation that is given first.
 		expect(verdict([seen(S, { spec: edit.spec, status }, [NEW])])).toEqual([]);
-		expect(verdict([seen(S, { spec: edit.spec, status })])).toEqual(DUE(S));
+		const spec = { updateStrategy };
+		expect(verdict([seen(S, { spec, status })])).toEqual(DUE(S));
+		// Also with a change of the template that nobody has brought into being.
+		const pending = { ...status, updatedReplicas: 0 };
+		expect(verdict([seen(S, { spec, status: pending })])).toEqual(DUE(S));
+		expect(
+			verdict([seen(S, { spec, status: { ...status, readyReplicas: 0 } })]),
+		).toEqual(DUE(S));
+		const falling = { ...pending, readyReplicas: 1 };
+		expect(verdict([seen(S, { spec, status: falling })])).toEqual(STUCK(S));
 	});
 });
 
@@ -879,6 +894,10 @@ describe("where no consumer is named", () => {
 	test("all pods must be newer, and others do not matter", () => {
 		expect(judged([reader(30), OLD])).toBeUndefined();
 		expect(judged([reader(30), reader(-9)])?.reason).toBe("ConsumerUnknown");
+		const another = { volumes: [{ configMap: { name: "another" } }] };
+		expect(judged([pod({ created: 30, spec: another })])?.message).toBe(
+			UNKNOWN,
+		);
 		const ended = { ...reader(-9), status: { phase: "Failed" } };
 		expect(judged([reader(30), ended])).toBeUndefined();
 		expect(judged([ended])?.message).toBe(UNKNOWN);
@@ -1488,6 +1507,8 @@ describe("on a real API server", () => {
 			expect(
 				await ask(consumers, W, away).catch((error: unknown) => error),
 			).toMatchObject({ name: "ApiError", code: 0 });
+		// With nothing published, there is nothing to be asked.
+		expect(await ask(all, W, away, { published: [] })).toEqual({ waits: [] });
 	}, 30_000);
 
 	test("three consumers are rolled one after the other by Kubernetes' own controllers, and confirmed when kubectl agrees", async () => {

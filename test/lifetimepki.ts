@@ -4,7 +4,7 @@
  */
 import type { CertificateFacts, KeyPair, Validity } from "../pki.ts";
 import type { LeafPlan } from "../reconcile.ts";
-import type { Authority, Step } from "../rotation.ts";
+import type { Authority, Signers, Step } from "../rotation.ts";
 
 /** How private keys look here, wherever they lie. */
 export const KEY = /key:[0-9a-f]+/g;
@@ -27,10 +27,10 @@ export class Issuer {
 	}
 
 	/** A CA, and its cross-certificate where the step asks for one. */
-	authority(step: Extract<Step, { do: "make" }>): {
-		authority: Authority;
-		cross?: CertificateFacts;
-	} {
+	authority(
+		step: Extract<Step, { do: "make" }>,
+		{ current, previous }: Signers,
+	): { authority: Authority; cross?: CertificateFacts } {
 		const keyIdentifier = this.#next();
 		const commonName = `${step.commonName} ${keyIdentifier.slice(0, 8)}`;
 		const subject = `CN=${commonName},O=${step.organization}`;
@@ -40,9 +40,14 @@ export class Issuer {
 		});
 		const authority = { facts, pair: pairOf(facts), keyMatches: true };
 		if (!step.cross) return { authority };
-		const by = this.#of(step.cross.by.certificate).facts;
-		const cross = this.#sign(keyOf(step.cross.by), {
-			...{ subject, issuer: by.subject, commonName, keyIdentifier, isCA: true },
+		const signer =
+			step.cross.by === "previous"
+				? previous?.pair
+				: "pair" in current && current.pair;
+		if (!signer) throw new Error(`no ${step.cross.by} signer with a key`);
+		const issuer = this.#of(signer.certificate).facts.subject;
+		const cross = this.#sign(keyOf(signer), {
+			...{ subject, issuer, commonName, keyIdentifier, isCA: true },
 			...step.cross.validity,
 		});
 		return { authority, cross };

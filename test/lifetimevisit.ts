@@ -75,9 +75,11 @@ export class Controller {
 	/** How often writes are still done, before one fails. */
 	failAfter: { writes: number; done: boolean } | undefined;
 	#visit: Generator<void, Told | undefined> | undefined;
+	/** The cluster's changes when the visit has looked at it. */
+	#seenChanges = 0;
 	/** What it has written itself it sees at once. */
 	readonly #wrote = new Map<string, Version>();
-	#announced: { changes: number; from: number; at: number[] } | undefined;
+	#announced: { changes: number; at: number[] } | undefined;
 	readonly #heartbeat: () => number;
 	onTold: (told: Told) => void = () => {};
 	onUnannounced: (told: Told, announced: number[]) => void = () => {};
@@ -125,7 +127,10 @@ export class Controller {
 	/** The next write of a visit, or the beginning of one. */
 	step(): void {
 		const cluster = this.#cluster;
-		this.#visit ??= this.#run();
+		if (!this.#visit) {
+			this.#visit = this.#run();
+			this.#seenChanges = cluster.changes;
+		}
 		try {
 			const { done, value } = this.#visit.next();
 			this.nextAt = cluster.now + Math.ceil(cluster.random() * 500);
@@ -148,16 +153,20 @@ export class Controller {
 		const before = this.#announced;
 		if (
 			told.writes.length > 0 &&
-			before?.changes === cluster.changes - told.writes.length &&
+			before?.changes === this.#seenChanges &&
 			!before.at.some((at) => at <= told.at)
 		)
 			this.onUnannounced(told, before.at);
 		this.#announced = undefined;
 		const { client, serving } = told.plan.rotations;
 		if (told.writes.length > 0 || client.step || serving.step) return;
+		if (cluster.changes !== this.#seenChanges) {
+			this.nextAt = Number.POSITIVE_INFINITY;
+			this.wake();
+			return;
+		}
 		this.#announced = {
 			changes: cluster.changes,
-			from: told.at,
 			at: told.announced,
 		};
 		const next = Math.min(
@@ -202,8 +211,10 @@ export class Controller {
 		const signers = {} as Record<Domain, Signers>;
 		for (const domain of domains) {
 			const { step } = plan.rotations[domain];
-			const made = step?.do === "make" ? issuer.authority(step) : undefined;
-			signers[domain] = advance(observed.signers[domain], step, made, now);
+			const before = observed.signers[domain];
+			const made =
+				step?.do === "make" ? issuer.authority(step, before) : undefined;
+			signers[domain] = advance(before, step, made, now);
 		}
 		const writes: string[] = [];
 		for (const domain of domains) {
@@ -508,7 +519,7 @@ export const summary = ({ plan, writes }: Told): string =>
 			const { phase, step, reason, waits, harmlessUntil, generation } =
 				plan.rotations[domain];
 			const what = step
-				? ` ${step.do}${step.do === "make" ? ` ${step.as} ${formatDuration(step.validity.notAfter - step.validity.notBefore)}${step.cross ? ` cross ${step.cross.by.key}` : ""}` : ""} (${reason})`
+				? ` ${step.do}${step.do === "make" ? ` ${step.as} ${formatDuration(step.validity.notAfter - step.validity.notBefore)}${step.cross ? ` cross by ${step.cross.by}` : ""}` : ""} (${reason})`
 				: "";
 			const waiting = waits.map((one) => `${one.reason} ${one.who}`).join(", ");
 			return `${domain} ${generation ?? ""} ${phase}${what}${waiting && ` waits ${waiting}`}${harmlessUntil === undefined ? "" : ` harmless until ${iso(harmlessUntil)}`}`;

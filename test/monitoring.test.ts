@@ -8,7 +8,7 @@ import { Metrics } from "../metrics.ts";
 import { binaries } from "./cluster/binaries.ts";
 import { run } from "./cluster/processes.ts";
 import { terminalLog } from "./cluster/steps.ts";
-import { FIRST_BUILD } from "./harness.ts";
+import { FIRST_BUILD, NAMESPACE } from "./harness.ts";
 
 const root = resolve(import.meta.dir, "..");
 const folder = join(root, "artifacts/monitoring");
@@ -30,6 +30,27 @@ interface Panel {
 	gridPos: { x: number; y: number; w: number; h: number };
 	id: number;
 	targets?: { refId: string; expr: string; datasource: { uid: string } }[];
+}
+interface PodMonitor {
+	metadata: { namespace: string };
+	spec: {
+		selector: {
+			matchLabels?: Record<string, string>;
+			matchExpressions?: { key: string; operator: string }[];
+		};
+		podMetricsEndpoints: { port: string; honorLabels?: boolean }[];
+	};
+}
+interface Workload {
+	kind: string;
+	spec: {
+		template: {
+			metadata: { labels: Record<string, string> };
+			spec: {
+				containers: { ports?: { name: string; containerPort: number }[] }[];
+			};
+		};
+	};
 }
 interface Dashboard {
 	templating: { list: { name: string; definition?: string }[] };
@@ -91,14 +112,19 @@ const expressions = () => [
 	...queries(),
 ];
 
+/** Of the program's two halves. */
+const registries = () => [
+	new Metrics("", () => ({ depth: 0, age: 0 }), new Map(), {
+		now: () => 0,
+		skewMs: 0,
+	}).registry,
+	new GatewayMetrics("", () => new Map()).registry,
+];
+
 /** What the program exports, by the names that queries use, with their labels. */
 function exported(): Map<string, string[]> {
-	const registries = [
-		new Metrics("", () => ({ depth: 0, age: 0 }), new Map()).registry,
-		new GatewayMetrics("", () => new Map()).registry,
-	];
 	return new Map(
-		registries
+		registries()
 			.flatMap((registry) => registry.getMetricsAsArray())
 			.flatMap((metric) => {
 				const { name } = metric;
@@ -189,7 +215,8 @@ test("each alert fires on what it is for, in the right minute and with the right
 
 test("each alert has a severity, a summary, a description, and an entry in the README's runbook", async () => {
 	const readme = await text("README.md");
-	const [, runbook = ""] = readme.split(/^#{2,3} Runbook$/m);
+	const [, after = ""] = readme.split(/^#{2,3} Runbook$/m);
+	const [runbook = ""] = after.split(/^#{2,3} /m);
 	const headings = [...runbook.matchAll(/^#### (\w+)\n+(.+)$/gm)].map(
 		([, name = ""]) => name,
 	);
@@ -267,6 +294,13 @@ test("every label that rules and dashboard ask for is one of the metric's, and e
 	expect(wrong).toEqual([]);
 });
 
+test("what controller and gateway export is named and described as Prometheus wants it", async () => {
+	for (const registry of registries())
+		await run([promtool, "check", "metrics", "--lint=all"], {
+			stdin: await registry.metrics(),
+		});
+});
+
 test("every query of the dashboard is valid for Prometheus", async () => {
 	const all = queries();
 	expect(all.length).toBeGreaterThan(30);
@@ -309,7 +343,7 @@ test("the dashboard's panels have ids of their own, do not lie on each other, an
 	expect(new Set(cells).size).toBe(cells.length);
 });
 
-test("the scrape configuration of the guide is valid for Prometheus, and finds the ports that the pods name", async () => {
+test("the guide's scrape configuration is valid for Prometheus", async () => {
 	const [config = ""] = blocks(guide, "yaml");
 	expect(config).toContain("scrape_configs:");
 	await Bun.write(
@@ -318,4 +352,41 @@ test("the scrape configuration of the guide is valid for Prometheus, and finds t
 	);
 	const answer = await check("check", "config", "prometheus.yaml");
 	expect(answer).toContain("SUCCESS: 1 rule files found");
+}, 30_000);
+
+test("the PodMonitors select the pods of the controller and of the gateways, each by a port that it names", async () => {
+	const [controller, gateways] = await yaml<PodMonitor[]>(
+		"artifacts/monitoring/podmonitor.yaml",
+	);
+	const pods = async (...path: string[]) =>
+		(await yaml<Workload[]>(...path)).find((one) => one.kind === "Deployment")
+			?.spec.template;
+	const pairs = [
+		[
+			controller,
+			await pods("artifacts/deployment/00-etcdproxy-controller.yaml"),
+			8080,
+		],
+		[gateways, await pods("test/golden/workload.yaml"), 2381],
+	] as const;
+	for (const [monitor, pod, port] of pairs) {
+		const { matchLabels, matchExpressions } = monitor?.spec.selector ?? {};
+		const keys = Object.keys(matchLabels ?? {}).concat(
+			(matchExpressions ?? []).map(({ key, operator }) =>
+				operator === "Exists" ? key : operator,
+			),
+		);
+		expect(keys.length).toBe(1);
+		expect(Object.keys(pod?.metadata.labels ?? {})).toEqual(keys);
+		expect(pod?.metadata.labels).toMatchObject(matchLabels ?? {});
+		const ports = pod?.spec.containers.flatMap((one) => one.ports ?? []) ?? [];
+		for (const endpoint of monitor?.spec.podMetricsEndpoints ?? []) {
+			const named = ports.filter(({ name }) => name === endpoint.port);
+			expect(named.map((one) => one.containerPort)).toEqual([port]);
+			// etcdproxy_gateway_core_up has a label endpoint of its own.
+			expect(endpoint.honorLabels).toBe(true);
+		}
+		expect(monitor?.spec.podMetricsEndpoints.length).toBe(1);
+		expect(monitor?.metadata.namespace).toBe(NAMESPACE);
+	}
 });

@@ -22,6 +22,7 @@ import { CONCURRENCY, type LoadReport } from "./load.ts";
 import { type Cluster, startCluster } from "./node.ts";
 import { etcdImage, programImage } from "./nodeconfig.ts";
 import { obstacle } from "./prerequisites.ts";
+import { processesWith } from "./processes.ts";
 import { terminalLog } from "./steps.ts";
 
 const reason = await obstacle();
@@ -30,26 +31,6 @@ if (reason !== undefined) console.log(`skipped: ${reason}`);
 const NAME = "sample-apiserver";
 const NAMESPACE = "kube-apiserver-storage";
 const MINUTE = 60_000;
-
-/** The processes that have this among their arguments, or in a path among them. */
-const processesWith = (argument: string): number[] =>
-	readdirSync("/proc")
-		.filter((name) => /^\d+$/.test(name))
-		.filter((pid) => {
-			try {
-				return readFileSync(`/proc/${pid}/cmdline`, "utf8").includes(argument);
-			} catch (error) {
-				// It has ended since the folder was read.
-				if (
-					["ENOENT", "ESRCH"].includes(
-						(error as NodeJS.ErrnoException).code ?? "",
-					)
-				)
-					return false;
-				throw error;
-			}
-		})
-		.map(Number);
 
 describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 	let cluster: Cluster;

@@ -1,6 +1,6 @@
 /**
- * A constant load on the sample-apiserver, as a process of its own in the cluster's network: Flunders are created, listed
- * and deleted, and one watch must tell of each creation and each deletion. `bun load.ts KUBECONFIG`; SIGTERM ends it,
+ * A constant load on the sample-apiserver, as a process of its own in the cluster's network: Flunders are created, read,
+ * listed and deleted, and one watch must tell of each creation and each deletion. `bun load.ts KUBECONFIG`; SIGTERM ends it,
  * and its last line says as JSON what came of it.
  */
 import { readFile } from "node:fs/promises";
@@ -14,7 +14,7 @@ export interface LoadReport {
 	missed: string[];
 	/** Events that the watch told of. */
 	events: number;
-	/** Times that the watch ended and was taken up again where it was. */
+	/** Times that the watch ended, or was cut off when its API server was replaced, and was taken up again where it was. */
 	interruptions: number;
 	slowestMs: Record<string, number>;
 }
@@ -28,12 +28,14 @@ const PAUSE_MS = 50;
 const LAST_EVENTS_MS = 10_000;
 const PATH = "/apis/wardle.example.com/v1alpha1/namespaces/default/flunders";
 
-interface User {
+/** Somebody whom the API server knows. */
+export interface User {
 	server: string;
 	tls: { ca: string; cert: string; key: string };
 }
 
-async function user(kubeconfig: string): Promise<User> {
+/** Whom a kubeconfig of the cluster makes one. */
+export async function user(kubeconfig: string): Promise<User> {
 	const {
 		clusters: [{ cluster }],
 		users: [{ user }],
@@ -144,6 +146,8 @@ class Load {
 				}),
 			});
 			this.#done.set(name, ["ADDED"]);
+			// From etcd, not from the API server's cache.
+			await this.#fetch("get", `${PATH}/${name}`).catch(() => undefined);
 			await this.#fetch("delete", `${PATH}/${name}`, {
 				method: "DELETE",
 			}).catch((error: Error) => {
@@ -158,28 +162,35 @@ class Load {
 	async #watch(from: string): Promise<void> {
 		let version = from;
 		while (!this.#watchEnd.signal.aborted) {
+			let begun = false;
 			try {
 				const response = await fetch(
 					`${this.#user.server}${PATH}?watch=1&allowWatchBookmarks=true&resourceVersion=${version}`,
 					{ tls: this.#user.tls, signal: this.#watchEnd.signal },
 				);
+				if (!response.ok)
+					throw new Error(`${response.status} ${await response.text()}`);
 				let rest = "";
 				const decoder = new TextDecoder();
+				begun = true;
 				for await (const chunk of response.body ?? []) {
 					rest += decoder.decode(chunk, { stream: true });
 					const lines = rest.split("\n");
 					rest = lines.pop() ?? "";
 					for (const line of lines) {
 						const { type, object } = JSON.parse(line);
-						if (type === "ERROR")
+						if (type === "ERROR") {
+							begun = false;
 							throw new Error(`${object.code} ${object.message}`);
+						}
 						version = object.metadata.resourceVersion;
 						if (type !== "BOOKMARK") this.#tell(object.metadata.name, type);
 					}
 				}
 			} catch (error) {
 				if (this.#watchEnd.signal.aborted) return;
-				this.#failed("watch", error);
+				// A stream may end at any time, as long as it can be taken up again.
+				if (!begun) this.#failed("watch", error);
 			}
 			this.report.interruptions++;
 			await Bun.sleep(PAUSE_MS);

@@ -103,6 +103,9 @@ export async function startCluster(log: Log = silent): Promise<Cluster> {
 					netns,
 					address: nodeAddress,
 					controllerManager: true,
+					// Aggregated API servers are reached at their pods, not through their Service's address: a connection to
+					// that stays with a pod that ends, and what is under way on it at that moment fails.
+					apiServerFlags: ["--enable-aggregator-routing=true"],
 					log,
 				}),
 			),

@@ -211,6 +211,26 @@ export class Processes {
 	};
 }
 
+/** The processes that have this among their arguments, or in a path among them. */
+export const processesWith = (argument: string): number[] =>
+	readdirSync("/proc")
+		.filter((name) => /^\d+$/.test(name))
+		.filter((pid) => {
+			try {
+				return readFileSync(`/proc/${pid}/cmdline`, "utf8").includes(argument);
+			} catch (error) {
+				// It has ended since the folder was read.
+				if (
+					["ENOENT", "ESRCH"].includes(
+						(error as NodeJS.ErrnoException).code ?? "",
+					)
+				)
+					return false;
+				throw error;
+			}
+		})
+		.map(Number);
+
 const prefix = "etcdproxy-cluster";
 
 /** Start time of a running process in clock ticks after boot, as in proc(5) stat; with the pid it names a process for good. */

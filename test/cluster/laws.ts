@@ -1,0 +1,331 @@
+/**
+ * The laws of a signer's replacement, looked at from outside all the time, as a process of its own in the cluster's
+ * network: every proxy's certificate verifies against every bundle in use, and every client certificate in use is
+ * accepted by every proxy. In use are those in the targets now, and those that each running API server has: its CA as
+ * it was when it started, its client certificate as it is. openssl judges.
+ * `bun laws.ts KUBECONFIG`; SIGTERM ends it, and its last line says as JSON what was seen; lines before tell of steps.
+ */
+import { X509Certificate } from "node:crypto";
+import { readFileSync, readlinkSync } from "node:fs";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { EtcdStorage } from "../../etcdstorage.ts";
+import { BACKDATE, type Domain, domains } from "../../lifetimes.ts";
+import { type User, user } from "./load.ts";
+import { processesWith } from "./processes.ts";
+
+/** What was seen. */
+export interface LawsReport {
+	samples: number;
+	/** Tries to open a connection that had to succeed, with the server's and the client's certificate verified. */
+	handshakes: number;
+	/** "time proxy, bundle, client: what openssl says" of those that did not. */
+	violations: string[];
+	/** Processes of the API server. */
+	apiServers: number;
+	/** Different certificates in the Secrets. */
+	leaves: { server: number; client: number };
+	/** Each signer once, in order. */
+	rotations: Record<Domain, SeenRotation[]>;
+	/** Condition and its message, each once. */
+	conditions: string[];
+}
+
+/** The life of a signer. Times in seconds since it was made. */
+export interface SeenRotation {
+	generation: string;
+	/** When it was made. */
+	made: string;
+	/** All who verify are known to have loaded it. */
+	confirmed?: number;
+	/** No other is trusted any more. */
+	alone?: number;
+	/** Whom it waited for. */
+	waits: string[];
+}
+
+const NAME = "sample-apiserver";
+const NAMESPACE = "kube-apiserver-storage";
+const TENANT = "k8s-sample-apiserver";
+const HOST = `etcd-${NAME}.${NAMESPACE}.svc`;
+/** Between two looks. */
+const PAUSE_MS = 1_000;
+/** A handshake is over after that on the busiest machine. */
+const HANDSHAKE_MS = 20_000;
+
+/** The connection preface, SETTINGS and a PING, which only a client that has been accepted is answered: RFC 9113, 3.4, 6.5, 6.7. */
+const hello = Buffer.concat([
+	Buffer.from("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+	Buffer.from("000000040000000000", "hex"),
+	Buffer.from("0000080600000000000000000000000000", "hex"),
+]);
+const pong = Buffer.from("00000806010000000000", "hex").subarray(0, 9);
+
+// biome-ignore lint/suspicious/noExplicitAny: whatever the API server answers; single fields of it are looked at
+type Json = any;
+
+/** What a client has: PEM. */
+interface Credentials {
+	who: string;
+	bundle: string;
+	certificate: string;
+	key: string;
+}
+
+class Laws {
+	readonly #user: User;
+	readonly #dir: string;
+	/** Bundles by process of the API server, as it has read them. */
+	readonly #loaded = new Map<number, string>();
+	readonly #leaves = { server: new Set<string>(), client: new Set<string>() };
+	#stopped = false;
+	readonly report: LawsReport = {
+		samples: 0,
+		handshakes: 0,
+		violations: [],
+		apiServers: 0,
+		leaves: { server: 0, client: 0 },
+		rotations: { client: [], serving: [] },
+		conditions: [],
+	};
+
+	constructor(user: User, dir: string) {
+		this.#user = user;
+		this.#dir = dir;
+	}
+
+	stop(): void {
+		this.#stopped = true;
+	}
+
+	async run(): Promise<void> {
+		while (!this.#stopped) {
+			await this.#look();
+			await Bun.sleep(PAUSE_MS);
+		}
+		this.report.leaves = {
+			server: this.#leaves.server.size,
+			client: this.#leaves.client.size,
+		};
+	}
+
+	async #get(path: string): Promise<Json> {
+		const { server, tls } = this.#user;
+		const response = await fetch(`${server}${path}`, { tls });
+		if (!response.ok) throw new Error(`${path}: ${response.status}`);
+		return response.json();
+	}
+
+	async #look(): Promise<void> {
+		this.#noteApiServers();
+		const core = (namespace: string) => `/api/v1/namespaces/${namespace}`;
+		const [storage, pods, configMap, secret, server] = await Promise.all([
+			this.#get(`/apis/etcd.xmudrii.com/v1alpha1/etcdstorages/${NAME}`),
+			this.#get(`${core(NAMESPACE)}/pods?labelSelector=apiserver%3D${NAME}`),
+			this.#get(`${core(TENANT)}/configmaps/etcd-serving-ca`),
+			this.#get(`${core(TENANT)}/secrets/etcd-client-cert`),
+			this.#get(`${core(NAMESPACE)}/secrets/${NAME}-server-cert`),
+		]);
+		const text = (data: string) => Buffer.from(data, "base64").toString();
+		this.#noteStatus(storage);
+		this.#leaves.server.add(server.data["tls.crt"]);
+		this.#leaves.client.add(secret.data["tls.crt"]);
+		const clients = [
+			{
+				who: "the targets",
+				bundle: configMap.data["serving-ca.crt"],
+				certificate: text(secret.data["tls.crt"]),
+				key: text(secret.data["tls.key"]),
+			},
+			...this.#apiServers(),
+		];
+		const ready = (pods.items as Json[]).filter(isReady);
+		for (const client of clients)
+			await Promise.all(ready.map((pod) => this.#check(client, pod)));
+		this.report.samples++;
+	}
+
+	/** What it reads at its start is what it has to its end; the files change meanwhile. */
+	#noteApiServers(): void {
+		const running = processesWith("--etcd-certfile=/etcd/client/tls.crt");
+		for (const pid of this.#loaded.keys())
+			if (!running.includes(pid)) this.#loaded.delete(pid);
+		for (const pid of running)
+			if (!this.#loaded.has(pid)) {
+				const bundle = readOf(pid, "/etcd/ca/serving-ca.crt");
+				if (bundle === undefined) continue;
+				this.#loaded.set(pid, bundle);
+				this.report.apiServers++;
+			}
+	}
+
+	#apiServers(): Credentials[] {
+		return [...this.#loaded].flatMap(([pid, bundle]) => {
+			// A kubelet replaces the folder: certificate and key must be of the same one.
+			const folder = linkOf(pid, "/etcd/client/..data");
+			const certificate = readOf(pid, `/etcd/client/${folder}/tls.crt`);
+			const key = readOf(pid, `/etcd/client/${folder}/tls.key`);
+			if (certificate === undefined || key === undefined) return [];
+			return [{ who: `API server ${pid}`, bundle, certificate, key }];
+		});
+	}
+
+	async #check(client: Credentials, pod: Json): Promise<void> {
+		const { name } = pod.metadata;
+		const refusal = await this.#handshake(client, pod.status.podIP);
+		if (refusal !== undefined) {
+			const path = `/api/v1/namespaces/${NAMESPACE}/pods/${name}`;
+			const now = await this.#get(path).catch(() => undefined);
+			// It has been told to go meanwhile, or the API server has ended.
+			if (!now || !isReady(now)) return;
+			if (/^API server (\d+)/.test(client.who) && isGone(client.who)) return;
+			const shown = new X509Certificate(client.certificate);
+			this.#say(
+				`${client.who} (${certificatesIn(client.bundle)} CAs, certificate of ${shown.issuer.replaceAll("\n", " ")} until ${shown.validTo}) at ${name}: ${refusal}`,
+			);
+		}
+		this.report.handshakes++;
+	}
+
+	#say(violation: string): void {
+		const line = `${new Date().toISOString()} ${violation}`;
+		this.report.violations.push(line);
+		console.log(`violation: ${line}`);
+	}
+
+	/** @returns why there is no connection that both sides accept */
+	async #handshake(
+		{ bundle, certificate, key }: Credentials,
+		address: string,
+	): Promise<string | undefined> {
+		const dir = await mkdtemp(join(this.#dir, "client-"));
+		const file = async (name: string, text: string) => {
+			const path = join(dir, name);
+			await writeFile(path, text, { mode: 0o600 });
+			return path;
+		};
+		const [ca, leaf, keyFile] = await Promise.all([
+			file("ca", bundle),
+			file("leaf", certificate),
+			file("key", key),
+		]);
+		const more = certificate.replace(/^[\s\S]*?-----END CERTIFICATE-----\n?/, "");
+		const chain =
+			more.trim() === "" ? [] : ["-cert_chain", await file("chain", more)];
+		const child = Bun.spawn(
+			[
+				...["openssl", "s_client", "-connect", `${address}:2379`],
+				...["-servername", HOST, "-verify_hostname", HOST, "-alpn", "h2"],
+				...["-CAfile", ca, "-verify_return_error", "-x509_strict", "-quiet"],
+				...["-cert", leaf, "-key", keyFile, ...chain],
+			],
+			{ stdin: "pipe", stdout: "pipe", stderr: "pipe" },
+		);
+		const timer = setTimeout(() => child.kill(), HANDSHAKE_MS);
+		try {
+			child.stdin.write(hello);
+			await child.stdin.flush();
+			let answer = Buffer.alloc(0);
+			for await (const chunk of child.stdout) {
+				answer = Buffer.concat([answer, chunk]);
+				if (answer.includes(pong)) return undefined;
+			}
+			const errors = await child.stderr.text();
+			return errors.trim().split("\n").slice(-6).join(" | ");
+		} catch (error) {
+			return (error as Error).message;
+		} finally {
+			clearTimeout(timer);
+			child.kill();
+			await child.exited;
+			await rm(dir, { recursive: true, force: true });
+		}
+	}
+
+	#noteStatus({ status }: EtcdStorage): void {
+		for (const { type, status: value, reason } of status?.conditions ?? []) {
+			const line = `${type}=${value} ${reason}`;
+			if (this.report.conditions.includes(line)) continue;
+			this.report.conditions.push(line);
+			console.log(`condition: ${line}`);
+		}
+		for (const domain of domains) {
+			const one = status?.certificates?.find(
+				({ name }) => name === `${domain}-signer`,
+			);
+			if (!one?.rotation) continue;
+			const { generation, phase, since, waitingFor = [] } = one.rotation;
+			const list = this.report.rotations[domain];
+			let seen = list.find((known) => known.generation === generation);
+			if (!seen) {
+				// In Publish, the dates are still those of its predecessor.
+				const madeAt =
+					phase === "Publish"
+						? Date.parse(since)
+						: Date.parse(one.notBefore) + BACKDATE;
+				const made = new Date(madeAt).toISOString();
+				seen = { generation, made, waits: [] };
+				list.push(seen);
+				console.log(`${domain}: signer ${generation} made at ${made}`);
+			}
+			const after = (Date.parse(since) - Date.parse(seen.made)) / 1000;
+			if (phase === "Retire") seen.confirmed ??= after;
+			if (phase === "Steady") seen.alone ??= after;
+			for (const wait of waitingFor) {
+				const who = wait.replace(/\b([a-z0-9]{5,10}-[a-z0-9]{5})\b/, "*");
+				if (seen.waits.includes(who)) continue;
+				seen.waits.push(who);
+				console.log(`${domain} ${generation} ${phase}: ${wait}`);
+			}
+		}
+	}
+}
+
+const isReady = ({ metadata, status }: Json): boolean =>
+	!metadata.deletionTimestamp &&
+	status.conditions?.some(
+		(one: Json) => one.type === "Ready" && one.status === "True",
+	);
+
+const certificatesIn = (bundle: string) =>
+	bundle.split("-----BEGIN CERTIFICATE-----").length - 1;
+
+const isGone = (who: string) =>
+	!processesWith("--etcd-certfile=/etcd/client/tls.crt").includes(
+		Number(who.replace(/\D/g, "")),
+	);
+
+/** A file as a process sees it; undefined once it has ended, or when the kubelet has just replaced it. */
+const readOf = (pid: number, path: string) =>
+	gone(() => readFileSync(`/proc/${pid}/root${path}`, "utf8"));
+const linkOf = (pid: number, path: string) =>
+	gone(() => readlinkSync(`/proc/${pid}/root${path}`));
+
+function gone<T>(read: () => T): T | undefined {
+	try {
+		return read();
+	} catch (error) {
+		const { code = "" } = error as NodeJS.ErrnoException;
+		if (["ENOENT", "ESRCH", "ENOTDIR"].includes(code)) return undefined;
+		throw error;
+	}
+}
+
+async function main(): Promise<void> {
+	const dir = await mkdtemp(join(tmpdir(), "etcdproxy-laws-"));
+	try {
+		const laws = new Laws(await user(process.argv[2] ?? ""), dir);
+		process.once("SIGTERM", () => laws.stop());
+		await laws.run();
+		console.log(JSON.stringify(laws.report));
+	} finally {
+		await rm(dir, { recursive: true, force: true });
+	}
+}
+
+if (import.meta.main)
+	main().catch((error: Error) => {
+		console.log(JSON.stringify({ crashed: error.message }));
+		process.exitCode = 1;
+	});

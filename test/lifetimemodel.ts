@@ -1,0 +1,365 @@
+/** Lets a script happen: a cluster and its controllers from one instant to the next, under the laws. */
+import type { Spec } from "../etcdstorage.ts";
+import type { Domain } from "../lifetimes.ts";
+import type { Act, Script, When } from "./lifetimeacts.ts";
+import {
+	bundleOf,
+	CLIENT_CA,
+	Cluster,
+	DAY,
+	DEPLOYMENT,
+	HOUR,
+	leafOf,
+	MINUTE,
+	SERVER_CERT,
+	signerOf,
+} from "./lifetimecluster.ts";
+import { Laws, Violation } from "./lifetimelaws.ts";
+import { Issuer } from "./lifetimepki.ts";
+import { Controller, iso, summary } from "./lifetimevisit.ts";
+
+const START = Date.UTC(2026, 10, 23, 12);
+/** How far a controller's clock is off at most; more is corrected by clock.ts. */
+const SKEW = 4 * MINUTE;
+
+export interface Lifetime {
+	/** Of each object. */
+	writes: Map<string, number>;
+	tally: Map<string, number>;
+	visits: number;
+}
+
+/**
+ * @param length of the life in milliseconds
+ * @throws Violation with the last of what has happened
+ */
+export function live(script: Script, length: number): Lifetime {
+	const world = new World(script);
+	try {
+		return world.live(script, START + length);
+	} catch (error) {
+		if (!(error instanceof Violation)) throw error;
+		throw new Violation(`${error.message}\n${world.log.join("\n")}`);
+	}
+}
+
+class World {
+	readonly #cluster: Cluster;
+	readonly #issuer: Issuer;
+	readonly #laws: Laws;
+	readonly #controllers: Controller[];
+	#spec: Spec;
+	#writes = 0;
+	#visits = 0;
+	#requests = 0;
+	#quietUntil = 0;
+	readonly log: string[] = [];
+
+	constructor({ setting }: Script) {
+		this.#spec = {
+			name: "sample",
+			replicas: setting.replicas,
+			targets: [],
+			consumers: [],
+			validity: setting.validity,
+			requests: { client: {}, serving: {} },
+			warnings: [],
+		};
+		this.#cluster = new Cluster(setting, START);
+		this.#issuer = new Issuer(setting.seed);
+		this.#laws = new Laws(this.#cluster, this.#issuer);
+		this.#controllers = ["first", "second"].map((name) => {
+			const controller = new Controller(
+				name,
+				this.#cluster,
+				this.#issuer,
+				() => this.#spec,
+				() => Math.max(40_000, this.#shortest / 20),
+			);
+			controller.onTold = (told) => {
+				this.#visits++;
+				this.#writes += told.writes.length;
+				const { client, serving } = told.plan.rotations;
+				if (told.writes.length > 0 || client.step || serving.step)
+					this.#note(`${name}: ${summary(told)}`);
+				this.#laws.told(told);
+			};
+			controller.onUnannounced = (told, announced) => {
+				throw new Violation(
+					`${name} at ${iso(told.at)}: ${summary(told)}: not announced: ${announced.map(iso)}`,
+				);
+			};
+			return controller;
+		});
+		const [, second] = this.#controllers;
+		if (second) second.up = false;
+		const { onChange } = this.#cluster;
+		this.#cluster.onChange = () => {
+			onChange();
+			for (const one of this.#controllers) one.wake();
+		};
+	}
+
+	get #shortest(): number {
+		return Math.min(...Object.values(this.#spec.validity));
+	}
+
+	#note(text: string): void {
+		this.log.push(`${iso(this.#cluster.now)} ${text}`);
+		if (this.log.length > 30) this.log.shift();
+	}
+
+	live({ acts }: Script, end: number): Lifetime {
+		for (const { when, act } of acts) {
+			this.#advance(when, end);
+			if (this.#cluster.now >= end) break;
+			this.#note(JSON.stringify(act));
+			this.#perform(act);
+			this.#laws.healthy(this.#isHealthy());
+		}
+		this.#runUntil(end);
+		this.#wholeAgain();
+		return {
+			writes: this.#cluster.writes,
+			tally: this.#laws.tally,
+			visits: this.#visits,
+		};
+	}
+
+	/** Nobody is in the way any longer, and all API servers start again: then everything is well. */
+	#wholeAgain(): void {
+		this.#note("the end: everything is whole again");
+		this.#heal();
+		this.#laws.healthy(true);
+		this.#runUntil(this.#cluster.now + HOUR);
+		for (const api of this.#cluster.apiServers) this.#cluster.restart(api);
+		this.#runUntil(this.#cluster.now + 3 * HOUR);
+		this.#laws.final();
+	}
+
+	#advance(when: When, end: number): void {
+		if ("writes" in when) {
+			const { writes } = this.#cluster;
+			const total = () => [...writes.values()].reduce((a, b) => a + b, 0);
+			const enough = total() + when.writes;
+			this.#runUntil(
+				Math.min(end, this.#cluster.now + this.#spec.validity.signing),
+				() => total() >= enough,
+			);
+		}
+		if (when.ms > 0)
+			this.#runUntil(Math.min(end, this.#cluster.now + when.ms));
+	}
+
+	#runUntil(until: number, enough = () => false): void {
+		const cluster = this.#cluster;
+		while (!enough()) {
+			const controllers = this.#controllers.filter((one) => one.up);
+			const event = cluster.nextAt;
+			const at = Math.max(
+				cluster.now,
+				Math.min(event, ...controllers.map((one) => one.nextAt)),
+			);
+			if (at > until) break;
+			cluster.now = at;
+			this.#laws.check();
+			const controller =
+				event <= at ? undefined : controllers.find((one) => one.nextAt <= at);
+			if (controller) controller.step();
+			else cluster.step();
+			this.#laws.check();
+		}
+		if (enough()) return;
+		cluster.now = Math.max(cluster.now, until);
+		this.#laws.check();
+	}
+
+	#isHealthy(): boolean {
+		return (
+			this.#cluster.apiServers.every(
+				(one) => one.named && one.permission === "restart" && !one.stuck,
+			) &&
+			[...this.#cluster.health.values()].every((health) => health === "ok") &&
+			this.#cluster.now >= this.#quietUntil
+		);
+	}
+
+	#heal(): void {
+		for (const object of this.#cluster.health.keys())
+			this.#cluster.setHealth(object, "ok");
+		for (const api of this.#cluster.apiServers) {
+			Object.assign(api, { named: true, permission: "restart", stuck: false });
+			this.#cluster.rollOut(api);
+		}
+		for (const one of this.#controllers) {
+			one.nextAt = Math.min(one.nextAt, this.#cluster.now + 1000);
+			one.forget();
+		}
+		this.#quietUntil = 0;
+	}
+
+	#perform(act: Act): void {
+		const cluster = this.#cluster;
+		const controllerAt = (index: number) =>
+			this.#controllers[index] as Controller;
+		const apiAt = (index: number) => {
+			const list = cluster.apiServers;
+			return list[index % list.length] as (typeof list)[number];
+		};
+		switch (act.do) {
+			case "nothing":
+				return;
+			case "crash":
+				return this.#down([controllerAt(act.controller)], act.downMs);
+			case "outage":
+				return this.#down(
+					this.#controllers,
+					act.lives * this.#spec.validity.signing,
+				);
+			case "pause":
+				controllerAt(act.controller).nextAt = Math.max(
+					controllerAt(act.controller).nextAt,
+					cluster.now + act.ms,
+				);
+				return;
+			case "second": {
+				const second = controllerAt(1);
+				if (second.up && !act.on) second.crash(0);
+				second.up = act.on;
+				second.nextAt = cluster.now;
+				return;
+			}
+			case "skew": {
+				const one = controllerAt(act.controller);
+				one.forget();
+				one.skew = Math.round(
+					act.part * Math.min(SKEW, this.#shortest / 50),
+				);
+				return;
+			}
+			case "lag":
+				controllerAt(act.controller).lag = act.ms;
+				return;
+			case "wake":
+				if (!controllerAt(act.controller).busy)
+					controllerAt(act.controller).nextAt = Math.min(
+						controllerAt(act.controller).nextAt,
+						cluster.now,
+					);
+				return;
+			case "fail":
+				controllerAt(0).failAfter = { writes: act.writes, done: act.done };
+				return;
+			case "health":
+				return cluster.setHealth(
+					(act.of === "bundle" ? bundleOf : leafOf)(apiAt(act.api).namespace),
+					act.health,
+				);
+			case "heal":
+				return this.#heal();
+			case "consumer":
+				Object.assign(apiAt(act.api), {
+					named: act.named,
+					permission: act.permission,
+				});
+				return cluster.rollOut(apiAt(act.api));
+			case "stick":
+				apiAt(act.api).stuck = act.on;
+				return cluster.rollOut(apiAt(act.api));
+			case "restart":
+				return cluster.restart(apiAt(act.api));
+			case "restartProcess":
+				return cluster.restartProcess(apiAt(act.api));
+			case "deleteProxy":
+				return cluster.deleteProxy(act.index);
+			case "damage":
+				return this.#damage(act.domain, act.what);
+			case "delete":
+				if (act.what === "bundles" && this.#isBundleNeeded()) return;
+				return cluster.tamper(
+					{ bundles: CLIENT_CA, server: SERVER_CERT, deployment: DEPLOYMENT }[
+						act.what
+					],
+					undefined,
+				);
+			case "validity": {
+				const { validity } = this.#spec;
+				const changed = Math.round(validity[act.of] * act.factor);
+				this.#spec = {
+					...this.#spec,
+					validity: {
+						...validity,
+						[act.of]: Math.max(2 * HOUR, Math.min(3650 * DAY, changed)),
+					},
+				};
+				return this.#wake();
+			}
+			case "rotate":
+			case "compromised": {
+				this.#requests++;
+				const requests = {
+					...this.#spec.requests[act.domain],
+					[act.do === "rotate" ? "rotate" : "compromised"]:
+						`reason ${this.#requests}`,
+				};
+				this.#spec = {
+					...this.#spec,
+					requests: { ...this.#spec.requests, [act.domain]: requests },
+				};
+				return this.#wake();
+			}
+		}
+	}
+
+	#wake(): void {
+		for (const one of this.#controllers) {
+			one.forget();
+			one.wake();
+		}
+	}
+
+	#down(list: Controller[], ms: number): void {
+		const cluster = this.#cluster;
+		for (const one of list) one.crash(ms);
+		const others = this.#controllers.some(
+			(one) => one.up && !list.includes(one),
+		);
+		if (others) return;
+		this.#quietUntil = cluster.now + ms;
+		cluster.later(ms, () => this.#laws.healthy(this.#isHealthy()));
+		// As long as the last third of a life, less the jitter.
+		if (ms < this.#shortest / 5) return;
+		this.#laws.outage(cluster.now + ms);
+		for (const domain of ["client", "serving"] as const)
+			this.#laws.damaged(domain);
+	}
+
+	/** Whether the copy of the bundles is all that still tells of them. */
+	#isBundleNeeded(): boolean {
+		return (["client", "serving"] as const).some((domain) => {
+			const secret = this.#cluster.data(signerOf(domain));
+			return (
+				!secret?.["ca-bundle.crt"] ||
+				!this.#issuer.read(secret["ca-bundle.crt"])
+			);
+		});
+	}
+
+	#damage(domain: Domain, what: string): void {
+		const cluster = this.#cluster;
+		const object = signerOf(domain);
+		const before = cluster.data(object);
+		if (!before || (what !== "Secret" && before[what] === undefined)) return;
+		this.#laws.damaged(domain);
+		const copy =
+			cluster.data(CLIENT_CA)?.[
+				domain === "client" ? "client-ca.crt" : "serving-ca.crt"
+			];
+		if (!copy && ["Secret", "ca-bundle.crt"].includes(what))
+			this.#laws.trustLost(domain);
+		cluster.tamper(
+			object,
+			what === "Secret" ? undefined : { ...before, [what]: "damaged" },
+		);
+	}
+}

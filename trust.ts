@@ -1,0 +1,235 @@
+/**
+ * Who accepts which certificate, and until when, if nothing is done any more. Pure: signatures have been verified before.
+ *
+ * A chain is accepted as RFC 5280, section 6, has it, in as much as certificates of ours can differ: each is signed by
+ * the next one's key, the last by a CA that the verifier trusts, and none is out of its dates, that CA included, as Go
+ * and OpenSSL see it.
+ */
+import type { Domain } from "./lifetimes.ts";
+import type { CertificateFacts } from "./pki.ts";
+import { generationOf, type Signers } from "./rotation.ts";
+
+/** What somebody shows to whoever verifies him. */
+export interface Presented {
+	/** As in status.certificates: `server`, `client/<namespace>/<secret>`. */
+	id: string;
+	domain: Domain;
+	/** The leaf first. */
+	chain: CertificateFacts[];
+	/** Why it is of no use to anybody, whatever its dates. */
+	trouble?: string;
+}
+
+/** Somebody who verifies one domain's certificates. */
+export interface Verifier {
+	domain: Domain;
+	/** As it stands behind "refused by". */
+	who: string;
+	/** What he is known to trust, and nothing that he may trust. */
+	trusted: CertificateFacts[];
+}
+
+/** Whether the issuer's key made the certificate's signature. */
+export type Signed = (
+	certificate: CertificateFacts,
+	issuer: CertificateFacts,
+) => boolean;
+
+/** The end of a chain's acceptance. */
+export interface End {
+	/** Milliseconds since the epoch. Not after `now`: it is not accepted. */
+	at: number;
+	/** The certificate whose date it is; undefined where no CA is trusted that the chain leads to. */
+	by?: CertificateFacts;
+}
+
+/** Every way from the leaf to a CA that is trusted. */
+function paths(
+	chain: CertificateFacts[],
+	trusted: CertificateFacts[],
+	signed: Signed,
+): CertificateFacts[][] {
+	const [leaf, ...others] = chain;
+	const from = (path: CertificateFacts[]): CertificateFacts[][] => {
+		const last = path.at(-1);
+		if (!last) return [];
+		const issuers = (list: CertificateFacts[]) =>
+			list.filter(
+				(one) =>
+					one.isCA && one.subject === last.issuer && signed(last, one),
+			);
+		const further = issuers(others).filter(
+			(one) => !path.some((other) => other.fingerprint === one.fingerprint),
+		);
+		return [
+			...issuers(trusted).map((anchor) => [...path, anchor]),
+			...further.flatMap((one) => from([...path, one])),
+		];
+	};
+	return leaf ? from([leaf]) : [];
+}
+
+/** When a chain is no longer accepted by who trusts these, or since when it is not. */
+export function acceptedUntil(
+	chain: CertificateFacts[],
+	trusted: CertificateFacts[],
+	signed: Signed,
+	now: number,
+): End {
+	const ways = paths(chain, trusted, signed).map((path) => ({
+		// Of two that end together, the one that is nearer to the leaf.
+		end: path.reduce((a, b) => (b.notAfter < a.notAfter ? b : a)),
+		begin: path.reduce((a, b) => (b.notBefore > a.notBefore ? b : a)),
+	}));
+	let end: End = { at: now };
+	for (;;) {
+		const next = ways
+			.filter(
+				(way) => way.begin.notBefore <= end.at && way.end.notAfter > end.at,
+			)
+			.reduce<CertificateFacts | undefined>(
+				(best, way) =>
+					best && best.notAfter >= way.end.notAfter ? best : way.end,
+				undefined,
+			);
+		if (!next) break;
+		end = { at: next.notAfter, by: next };
+	}
+	if (end.by) return end;
+	const past = ways
+		.map((way) => way.end)
+		.filter((one) => one.notAfter <= now)
+		.sort((a, b) => b.notAfter - a.notAfter)[0];
+	if (past) return { at: past.notAfter, by: past };
+	const early = ways[0]?.begin;
+	return early ? { at: now, by: early } : end;
+}
+
+/** Something that stops working at an instant, if nothing is done any more. */
+export interface Break {
+	/** Milliseconds since the epoch. */
+	at: number;
+	/** It has happened. */
+	already: boolean;
+	domain: Domain | "core";
+	/** Ids of the certificates that are refused. */
+	certificates: string[];
+	/** Who refuses them. */
+	refusedBy: string[];
+	/** What happens, to whom, and because of what. */
+	message: string;
+}
+
+const everybody: Record<Domain, string> = {
+	client: "every proxy",
+	serving: "every API server",
+};
+
+/**
+ * What breaks when, the earliest first. Each certificate and each who verifies it appear together once: with the end of
+ * their acceptance. What would come after that is not told.
+ */
+export function breaks(
+	presented: Presented[],
+	verifiers: Verifier[],
+	signed: Signed,
+	now: number,
+): Break[] {
+	const found = new Map<string, Break & { because: string }>();
+	const add = (
+		id: string,
+		domain: Domain,
+		at: number,
+		because: string,
+		who: string,
+	) => {
+		const key = `${domain} ${at} ${because}`;
+		const known = found.get(key) ?? {
+			at,
+			already: at <= now,
+			domain,
+			certificates: [],
+			refusedBy: [],
+			message: "",
+			because,
+		};
+		if (!known.certificates.includes(id)) known.certificates.push(id);
+		if (!known.refusedBy.includes(who)) known.refusedBy.push(who);
+		found.set(key, known);
+	};
+	for (const { id, domain, chain, trouble } of presented) {
+		if (trouble !== undefined) {
+			add(id, domain, now, `${id}: ${trouble}`, everybody[domain]);
+			continue;
+		}
+		for (const { who, trusted } of verifiers.filter(
+			(one) => one.domain === domain,
+		)) {
+			const { at, by } = acceptedUntil(chain, trusted, signed, now);
+			const whole = by && by.fingerprint === chain[0]?.fingerprint;
+			add(
+				id,
+				domain,
+				at,
+				reasonOf(id, chain, by, now),
+				whole ? everybody[domain] : who,
+			);
+		}
+	}
+	return [...found.values()]
+		.map(({ because, ...one }) => ({ ...one, message: tell(one, because) }))
+		.sort((a, b) => a.at - b.at);
+}
+
+/** What ends, or is missing. */
+function reasonOf(
+	id: string,
+	[leaf, ...others]: CertificateFacts[],
+	by: CertificateFacts | undefined,
+	now: number,
+): string {
+	if (!by || !leaf)
+		return "no CA is trusted that the certificate leads to";
+	const early = by.notBefore > now;
+	const how = (ends: string, ended: string) =>
+		early ? "is not valid yet" : by.notAfter <= now ? ended : ends;
+	if (by.fingerprint === leaf.fingerprint)
+		return `${id} ${how("expires", "has expired")}`;
+	if (others.some((one) => one.fingerprint === by.fingerprint))
+		return `the cross-certificate of CA ${generationOf(by)} by CA ${issuerOf(by)} ${how("ends", "has ended")}`;
+	return `CA ${generationOf(by)} ${how("expires", "has expired")}`;
+}
+
+/** The generation of a certificate's issuer: what its common name ends with. */
+export const issuerOf = ({ issuer }: CertificateFacts): string =>
+	/CN=[^,+]*?([0-9a-f]{8})(?:[,+]|$)/.exec(issuer)?.[1] ?? issuer;
+
+function tell(
+	{ domain, certificates, refusedBy }: Break,
+	because: string,
+): string {
+	const only = certificates.length === 1 && because.startsWith(`${certificates[0]}`);
+	const what =
+		domain === "serving"
+			? "the endpoint is"
+			: only
+				? "it is"
+				: `${certificates.join(", ")} ${certificates.length > 1 ? "are" : "is"}`;
+	return `${because}: ${what} refused by ${refusedBy.join("; ")}`;
+}
+
+/**
+ * What everybody of a domain is known to trust, also who has not loaded the newest CA, or has not been asked for it.
+ */
+export function knownToAll({
+	current,
+	next,
+	previous,
+	trusted,
+}: Signers): CertificateFacts[] {
+	if (previous) return [previous.facts];
+	if ("facts" in current) return [current.facts];
+	return "facts" in next
+		? trusted.filter((one) => one.fingerprint !== next.facts.fingerprint)
+		: trusted;
+}
