@@ -21,7 +21,6 @@ import {
 	type Authority,
 	advance,
 	type Found,
-	newest,
 	type Signers,
 	type Step,
 } from "./rotation.ts";
@@ -148,14 +147,14 @@ export function observeSigners(
 	// Its key may be gone on purpose, or be damaged: the certificate counts all the same.
 	const previous = one("previous.crt");
 	const previousPair = readPair(secret, "previous");
-	const trusted =
+	const bundle =
 		[text("ca-bundle.crt"), ...copies]
 			.map((pem) => readBundle(pem))
 			.find((found) => found !== undefined) ?? [];
 	const signers: Signers = {
 		current,
 		next,
-		trusted: [...trusted],
+		trusted: [...bundle],
 		answered: readAnswered(secret),
 		...(cross && { cross }),
 		...(nextCross && { nextCross }),
@@ -167,12 +166,17 @@ export function observeSigners(
 			},
 		}),
 	};
-	const known = newest(signers)?.facts;
-	if (
-		known?.isCA &&
-		!trusted.some((one) => one.fingerprint === known.fingerprint)
-	)
-		signers.trusted.push(known);
+	const trusted = [
+		// The key of one that is to be trusted no longer is not kept.
+		...(signers.previous?.pair ? [signers.previous] : []),
+		...[current, next].filter((found) => "facts" in found),
+	];
+	for (const { facts } of trusted)
+		if (
+			facts.isCA &&
+			!signers.trusted.some((one) => one.fingerprint === facts.fingerprint)
+		)
+			signers.trusted.push(facts);
 	return signers;
 }
 

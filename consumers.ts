@@ -27,7 +27,7 @@ const KUBELET_CACHE = 10 * SECOND;
  * https://kubernetes.io/docs/concepts/configuration/configmap/#mounted-configmaps-are-updated-automatically
  */
 const VOLUME_UPDATE = 120 * SECOND;
-/** Why a container does not run and a rollout does not go on: https://github.com/kubernetes/kubernetes/tree/master/pkg/kubelet/images, .../kuberuntime */
+/** Why a container does not run, and will not soon: https://github.com/kubernetes/kubernetes/tree/master/pkg/kubelet (images, kuberuntime) */
 const STUCK_CONTAINER = new Set([
 	"CrashLoopBackOff",
 	"ImagePullBackOff",
@@ -129,11 +129,14 @@ export interface NamespaceFacts {
 
 export interface Question {
 	consumers: Consumer[];
-	/** All ConfigMaps that consumers may read the bundle from. One that does not carry the new CA yet must not be left out: then it is too early to ask. */
+	/**
+	 * All ConfigMaps that consumers may read the bundle from. While one of them does not carry the new CA, it is too early
+	 * to restart who reads it: the annotation of the restart counts from then on.
+	 */
 	published: Published[];
 	/** Of the new CA, 8 hex digits. */
 	generation: string;
-	/** Milliseconds since the epoch, as close to the API server's clock as is known. */
+	/** Milliseconds since the epoch, as close to the API server's clock as is known. It delays restarts, and confirms nothing. */
 	now: number;
 	/** The controller's own, for the rights that its ServiceAccount lacks. */
 	namespace: string;

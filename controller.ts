@@ -1,6 +1,6 @@
 /**
- * The program: which of its two halves a command line asks for. The other one is not even loaded: there is a gateway for
- * every EtcdStorage, three times over, and none has a use for X.509 and Kubernetes' client in its memory.
+ * The program: which of its two halves a command line asks for, or which look into them. The other one is not even loaded:
+ * there is a gateway for every EtcdStorage, three times over, and none has a use for X.509 and Kubernetes' client in its memory.
  * No top-level await: `bun build --compile --bytecode` does not know it (https://github.com/oven-sh/bun/issues/40968).
  */
 
@@ -9,6 +9,10 @@ import { explain } from "./log.ts";
 
 async function main(args: string[]): Promise<void> {
 	const [command, action, ...rest] = args;
+	if (command === "plan" || command === "certs") {
+		const { runInspect } = await import("./inspect.ts");
+		return runInspect(command, args.slice(1));
+	}
 	if (command !== "grpc-proxy") {
 		const { runController } = await import("./operator.ts");
 		return runController(args);

@@ -25,11 +25,13 @@ export class UsageError extends Error {}
 /**
  * The value of every flag of the table, unchecked: the one given, else the one under its former name, else its default.
  * @param args without the program's name
- * @throws UsageError for an unknown flag, a flag without its value, and words that belong to none
+ * @param words gets the words that belong to no flag
+ * @throws UsageError for an unknown flag, a flag without its value, and, without `words`, words that belong to none
  */
 export function parseFlags<Name extends string>(
 	flags: Flags<Name>,
 	args: string[],
+	words?: string[],
 ): Values<Name> | { help: true } {
 	const given = parse(
 		flags,
@@ -38,6 +40,7 @@ export function parseFlags<Name extends string>(
 			const match = /^-([a-z])=(.*)$/s.exec(word);
 			return match ? [`-${match[1]}`, match[2] ?? ""] : [word];
 		}),
+		words,
 	);
 	if (given.help) return { help: true };
 	return Object.fromEntries(
@@ -53,9 +56,10 @@ export function parseFlags<Name extends string>(
 function parse(
 	flags: Flags,
 	args: string[],
+	words: string[] | undefined,
 ): Record<string, string | string[] | boolean | undefined> {
 	try {
-		const { values } = parseArgs({
+		const { values, positionals } = parseArgs({
 			args,
 			options: Object.fromEntries([
 				...Object.entries(flags).flatMap(([name, flag]) => {
@@ -77,8 +81,9 @@ function parse(
 				["help", { type: "boolean" as const, short: "h" }],
 			]),
 			strict: true,
-			allowPositionals: false,
+			allowPositionals: words !== undefined,
 		});
+		words?.push(...positionals);
 		return values as ReturnType<typeof parse>;
 	} catch (error) {
 		throw new UsageError(

@@ -14,6 +14,7 @@ import {
 	type Data,
 	type Environment,
 	FIELD_MANAGER,
+	FILLED_BY,
 	hash,
 	isOwnedBy,
 	leafId,
@@ -115,6 +116,12 @@ export async function observe(
 		]),
 		serving: observeSigners(own(signerSecrets.serving), [
 			copies?.["serving-ca.crt"],
+			// What API servers trust, should both be lost: it is theirs to change, but harms nobody else.
+			...fillable
+				.filter((target) => target.kind === "ConfigMap")
+				.map((target) => targets.get(targetKey(target)))
+				.filter((live) => live?.metadata.annotations?.[FILLED_BY] === spec.name)
+				.map((live) => live?.data?.["serving-ca.crt"]),
 		]),
 	};
 	const leaves: Observed["leaves"] = {

@@ -62,6 +62,8 @@ class Controller {
 	readonly #known: Known = new Map();
 	/** The status that we last wrote or agreed with, by EtcdStorage. */
 	readonly #told = new Map<string, EtcdStorage["status"]>();
+	/** Visits in a row that took a step, by EtcdStorage. */
+	readonly #steps = new Map<string, number>();
 	#leading = false;
 	/** Whether our clock was found to be wrong. */
 	#skewed = false;
@@ -248,6 +250,7 @@ class Controller {
 		const known = this.#context.storages.get(name);
 		if (!known) {
 			this.#known.delete(name);
+			this.#steps.delete(name);
 			this.#told.delete(name);
 			return undefined;
 		}
@@ -275,7 +278,9 @@ class Controller {
 			this.#metrics.reconciles.inc({
 				result: outcome.problems.length > 0 ? "problem" : "success",
 			});
-			return nextVisit(outcome, this.#context.now(), Math.random());
+			const steps = outcome.stepped ? (this.#steps.get(name) ?? 0) + 1 : 0;
+			this.#steps.set(name, steps);
+			return nextVisit(outcome, this.#context.now(), Math.random(), steps);
 		} catch (error) {
 			this.#metrics.reconciles.inc({ result: "error" });
 			throw error;

@@ -138,6 +138,8 @@ export const help = (): string =>
 		`etcdproxy-controller gives every EtcdStorage a TLS endpoint of its own in front of the core etcd.
 
 Usage: etcdproxy-controller --etcd-core-url=https://host:2379 [flags]
-       etcdproxy-controller grpc-proxy start [flags]    the gateway behind one such endpoint; see its --help`,
+       etcdproxy-controller grpc-proxy start [flags]    the gateway behind one such endpoint; see its --help
+       etcdproxy-controller plan [flags] [NAME]         what would be done now and when next; see its --help
+       etcdproxy-controller certs [flags] [NAME]        who trusts whom, and what breaks when; see its --help`,
 		{ ...flags, version },
 	);

@@ -373,7 +373,10 @@ function settle(
 		const guesses = waits.every((one) => one.reason.endsWith("Unknown"));
 		const issued = issuedAt(current.facts);
 		// Without the chain who is behind is cut off already, and a CA that must not be trusted does harm while it is.
-		const harmless = over || (!distrusted && isValid(signers.cross, now));
+		const chained =
+			isValid(signers.cross, now) &&
+			signers.cross?.issuer === previous.facts.subject;
+		const harmless = over || (!distrusted && chained);
 		const patience = Math.min(
 			issued + UNKNOWN_PATIENCE,
 			partOfLife(current.facts, 1 / 4),
@@ -394,6 +397,7 @@ function settle(
 			phase: "Spread",
 			waits,
 			...(!distrusted && !over && { nextStepAt: previous.facts.notAfter }),
+			...(over && guesses && { nextStepAt: patience }),
 			...urgency(current.facts, harmless ? previous.facts.notAfter : issued),
 		};
 	}

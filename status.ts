@@ -365,19 +365,27 @@ function phaseEvents(
 export const TARGET_POLL = 40_000;
 /** How soon a signer's next step may be possible. */
 const NEXT_STEP = 50;
+/** More visits in a row with steps than two domains can take, mean that somebody takes back what we write. */
+const USUAL_STEPS = 8;
 /** How soon a target that could not be written is looked at again: "healed in seconds", yet no hot loop. */
 export const BROKEN_TARGET_POLL = 5_000;
 
 /**
  * Milliseconds until this EtcdStorage is to be looked at again although nothing has happened.
  * @param random in [0, 1): spreads the polls
+ * @param steps visits in a row that took a step, this one included
  */
 export function nextVisit(
 	outcome: Outcome,
 	now: number,
 	random: number,
+	steps = 1,
 ): number {
-	if (outcome.stepped) return NEXT_STEP;
+	if (outcome.stepped)
+		return Math.min(
+			NEXT_STEP * 2 ** Math.max(0, steps - USUAL_STEPS),
+			TARGET_POLL,
+		);
 	const eager =
 		outcome.problems.some((one) => one.userError) ||
 		outcome.rotations.some(({ waits }) => waits.some((one) => !one.obstacle));

@@ -16,7 +16,7 @@ export interface Presented {
 	domain: Domain;
 	/** The leaf first. */
 	chain: CertificateFacts[];
-	/** Why it is of no use to anybody, whatever its dates. */
+	/** Why it is of no use to anybody, whatever its dates: `is not there`. */
 	trouble?: string;
 }
 
@@ -55,8 +55,7 @@ function paths(
 		if (!last) return [];
 		const issuers = (list: CertificateFacts[]) =>
 			list.filter(
-				(one) =>
-					one.isCA && one.subject === last.issuer && signed(last, one),
+				(one) => one.isCA && one.subject === last.issuer && signed(last, one),
 			);
 		const further = issuers(others).filter(
 			(one) => !path.some((other) => other.fingerprint === one.fingerprint),
@@ -101,7 +100,9 @@ export function acceptedUntil(
 		.filter((one) => one.notAfter <= now)
 		.sort((a, b) => b.notAfter - a.notAfter)[0];
 	if (past) return { at: past.notAfter, by: past };
-	const early = ways[0]?.begin;
+	const early = ways
+		.map((way) => way.begin)
+		.sort((a, b) => a.notBefore - b.notBefore)[0];
 	return early ? { at: now, by: early } : end;
 }
 
@@ -114,7 +115,7 @@ export interface Break {
 	domain: Domain | "core";
 	/** Ids of the certificates that are refused. */
 	certificates: string[];
-	/** Who refuses them. */
+	/** Who refuses them; nobody where there is nothing to refuse. */
 	refusedBy: string[];
 	/** What happens, to whom, and because of what. */
 	message: string;
@@ -123,6 +124,12 @@ export interface Break {
 const everybody: Record<Domain, string> = {
 	client: "every proxy",
 	serving: "every API server",
+};
+
+/** What it means that there is nothing to show. */
+const WITHOUT: Record<Domain, string> = {
+	client: "API servers that start cannot connect",
+	serving: "proxies that start cannot serve",
 };
 
 /**
@@ -135,13 +142,13 @@ export function breaks(
 	signed: Signed,
 	now: number,
 ): Break[] {
-	const found = new Map<string, Break & { because: string }>();
+	const found = new Map<string, Break & { domain: Domain; because: string }>();
 	const add = (
 		id: string,
 		domain: Domain,
 		at: number,
 		because: string,
-		who: string,
+		who?: string,
 	) => {
 		const key = `${domain} ${at} ${because}`;
 		const known = found.get(key) ?? {
@@ -154,12 +161,13 @@ export function breaks(
 			because,
 		};
 		if (!known.certificates.includes(id)) known.certificates.push(id);
-		if (!known.refusedBy.includes(who)) known.refusedBy.push(who);
+		if (who !== undefined && !known.refusedBy.includes(who))
+			known.refusedBy.push(who);
 		found.set(key, known);
 	};
 	for (const { id, domain, chain, trouble } of presented) {
 		if (trouble !== undefined) {
-			add(id, domain, now, `${id}: ${trouble}`, everybody[domain]);
+			add(id, domain, now, `${id} ${trouble}`);
 			continue;
 		}
 		for (const { who, trusted } of verifiers.filter(
@@ -177,7 +185,10 @@ export function breaks(
 		}
 	}
 	return [...found.values()]
-		.map(({ because, ...one }) => ({ ...one, message: tell(one, because) }))
+		.map(({ because, ...one }) => ({
+			...one,
+			message: tell(one, one.domain, because),
+		}))
 		.sort((a, b) => a.at - b.at);
 }
 
@@ -188,8 +199,7 @@ function reasonOf(
 	by: CertificateFacts | undefined,
 	now: number,
 ): string {
-	if (!by || !leaf)
-		return "no CA is trusted that the certificate leads to";
+	if (!by || !leaf) return `${id} is certified by no CA that is trusted`;
 	const early = by.notBefore > now;
 	const how = (ends: string, ended: string) =>
 		early ? "is not valid yet" : by.notAfter <= now ? ended : ends;
@@ -205,16 +215,19 @@ export const issuerOf = ({ issuer }: CertificateFacts): string =>
 	/CN=[^,+]*?([0-9a-f]{8})(?:[,+]|$)/.exec(issuer)?.[1] ?? issuer;
 
 function tell(
-	{ domain, certificates, refusedBy }: Break,
+	{ certificates, refusedBy }: Break,
+	domain: Domain,
 	because: string,
 ): string {
-	const only = certificates.length === 1 && because.startsWith(`${certificates[0]}`);
+	if (refusedBy.length === 0) return `${because}: ${WITHOUT[domain]}`;
+	const [first = "", ...more] = certificates;
+	const named = more.length === 0 && because.startsWith(`${first} `);
 	const what =
 		domain === "serving"
 			? "the endpoint is"
-			: only
+			: named
 				? "it is"
-				: `${certificates.join(", ")} ${certificates.length > 1 ? "are" : "is"}`;
+				: `${certificates.join(", ")} ${more.length > 0 ? "are" : "is"}`;
 	return `${because}: ${what} refused by ${refusedBy.join("; ")}`;
 }
 

@@ -300,8 +300,13 @@ class Visit {
 	async #restartConsumer(material: Material): Promise<Wait | undefined> {
 		const { kube, environment, restarts, now } = this.#context;
 		const consumer = this.#seen.restart;
-		const ca = newest(material.signers.serving)?.facts;
-		if (!consumer || !ca) return undefined;
+		const [asked, ca] = [
+			newest(this.#seen.observed.signers.serving)?.facts,
+			newest(material.signers.serving)?.facts,
+		];
+		// One that this visit has made: no kubelet may have it yet, and nobody was asked about it.
+		if (!consumer || !ca || ca.fingerprint !== asked?.fingerprint)
+			return undefined;
 		const generation = generationOf(ca);
 		const key = `${keyOf(consumer)} ${generation}`;
 		if (now() - (restarts.get(key) ?? 0) < RESTART_PAUSE) return undefined;

@@ -16,11 +16,13 @@ globalThis.Date = class extends RealDate {
 } as DateConstructor;
 
 if (process.env.CLOCK_OF_ALL) {
-	const get = Headers.prototype.get;
-	Headers.prototype.get = function (this: Headers, name: string) {
-		const value = get.call(this, name);
-		return value !== null && name.toLowerCase() === "date"
-			? new Date(Date.parse(value) + now() - RealDate.now()).toUTCString()
-			: value;
-	};
+	const { get } = Headers.prototype;
+	Object.defineProperty(Headers.prototype, "get", {
+		value(this: Headers, name: string) {
+			const value = get.call(this, name);
+			return value !== null && name.toLowerCase() === "date"
+				? new Date(Date.parse(value) + now() - RealDate.now()).toUTCString()
+				: value;
+		},
+	});
 }

@@ -96,6 +96,8 @@ describe("a spec", () => {
 				serving: 2_628_000_000,
 				client: 2_628_000_000,
 			},
+			consumers: [],
+			requests: { client: {}, serving: {} },
 			warnings: [],
 		});
 	});
@@ -158,9 +160,103 @@ describe("a spec", () => {
 			},
 			"spec.caCertConfigMap",
 		],
+		["consumers that are no list", { consumers: "all" }, "spec.consumers"],
+		["a consumer that is null", { consumers: [null] }, "spec.consumers[0]"],
+		[
+			"a consumer of another kind",
+			{
+				consumers: [
+					{ kind: "Deployment", name: "a", namespace: "b" },
+					{ kind: "Job", name: "a", namespace: "b" },
+				],
+			},
+			"spec.consumers[1]",
+		],
+		[
+			"a consumer without a kind",
+			{ consumers: [{ name: "a", namespace: "b" }] },
+			"spec.consumers[0]",
+		],
+		[
+			"a consumer that climbs out of its path",
+			{
+				consumers: [{ kind: "Deployment", name: "../x", namespace: "b" }],
+			},
+			"spec.consumers[0]",
+		],
 	])("with %s is refused by the name of its field", (_, spec, field) => {
 		const result = readSpec(storage(spec));
 		expect("invalid" in result && result.invalid).toStartWith(field);
+	});
+
+	test("names its consumers in the order in which they are restarted", () => {
+		const consumers = [
+			{ kind: "StatefulSet", name: "b", namespace: "z" },
+			{ kind: "Deployment", name: "a", namespace: "a" },
+			{ kind: "DaemonSet", name: "a", namespace: "a" },
+		];
+		const more = { consumers: consumers.map((one) => ({ ...one, more: 1 })) };
+		expect(readSpec(storage(more))).toMatchObject({ consumers });
+	});
+
+	test.each<[string, Record<string, string>, object, number]>([
+		["none", {}, { client: {}, serving: {} }, 0],
+		[
+			"to replace the client CA",
+			{ "etcd.xmudrii.com/rotate-client": "audit" },
+			{ client: { rotate: "audit" }, serving: {} },
+			0,
+		],
+		[
+			"to replace the serving CA",
+			{ "etcd.xmudrii.com/rotate-serving": "audit" },
+			{ client: {}, serving: { rotate: "audit" } },
+			0,
+		],
+		[
+			"to trust the client CA no longer",
+			{ "etcd.xmudrii.com/compromised-client": "laptop" },
+			{ client: { compromised: "laptop" }, serving: {} },
+			0,
+		],
+		[
+			"to trust the serving CA no longer",
+			{ "etcd.xmudrii.com/compromised-serving": "laptop" },
+			{ client: {}, serving: { compromised: "laptop" } },
+			0,
+		],
+		[
+			"with space around the reason",
+			{ "etcd.xmudrii.com/rotate-client": "  audit\n" },
+			{ client: { rotate: "audit" }, serving: {} },
+			0,
+		],
+		[
+			"without a reason",
+			{
+				"etcd.xmudrii.com/rotate-client": "",
+				"etcd.xmudrii.com/compromised-serving": "  ",
+			},
+			{ client: {}, serving: {} },
+			2,
+		],
+		[
+			"of another name",
+			{ "etcd.xmudrii.com/rotate": "audit", "rotate-client": "audit" },
+			{ client: {}, serving: {} },
+			0,
+		],
+	])("with annotations that ask %s", (_, annotations, requests, warnings) => {
+		const one = storage();
+		one.metadata.annotations = annotations;
+		const spec = readSpec(one);
+		expect(spec).toMatchObject({ requests });
+		if ("invalid" in spec) throw new Error(spec.invalid);
+		expect(spec.warnings).toHaveLength(warnings);
+		for (const warning of spec.warnings)
+			expect(warning).toMatch(
+				/^the annotation etcd\.xmudrii\.com\/\w+-\w+ has no effect without a reason/,
+			);
 	});
 
 	test("that is absent altogether is refused", () => {

@@ -69,6 +69,8 @@ export class Cluster {
 	readonly apiServers: ApiServer[];
 	proxies: Proxy[] = [];
 	readonly health = new Map<string, Health>();
+	/** When it was made whole. */
+	readonly healedAt = new Map<string, number>();
 	/** By object. */
 	readonly writes = new Map<string, number>();
 	/** How often anything has changed that a controller could see; and that a law could. */
@@ -166,6 +168,14 @@ export class Cluster {
 	setHealth(object: string, health: Health): void {
 		const before = this.health.get(object) ?? "ok";
 		this.health.set(object, health);
+		this.healedAt.set(
+			object,
+			health !== "ok"
+				? Number.POSITIVE_INFINITY
+				: before === "ok"
+					? (this.healedAt.get(object) ?? Number.NEGATIVE_INFINITY)
+					: this.now,
+		);
 		if (health === "missing" && before !== "missing")
 			this.#store(object, undefined);
 		// The user makes it again, without content.
@@ -197,7 +207,10 @@ export class Cluster {
 			if (object === CLIENT_CA || object === SERVER_CERT)
 				this.later(this.random() * DELIVERY, () => this.#bring(proxy));
 		for (const api of this.apiServers) {
-			if (object !== bundleOf(api.namespace) && object !== leafOf(api.namespace))
+			if (
+				object !== bundleOf(api.namespace) &&
+				object !== leafOf(api.namespace)
+			)
 				continue;
 			this.rollOut(api);
 			for (const process of api.processes)

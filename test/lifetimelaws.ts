@@ -1,9 +1,9 @@
 /**
  * The laws that hold at every instant of a simulated cluster's life, and the exceptions to them, each with its reason.
  */
-import { type Domain, domains, issuedAt } from "../lifetimes.ts";
+import { type Domain, domains } from "../lifetimes.ts";
 import type { CertificateFacts } from "../pki.ts";
-import type { Rotation } from "../rotation.ts";
+import { newest, type Rotation } from "../rotation.ts";
 import {
 	type ApiServer,
 	bundleOf,
@@ -30,6 +30,8 @@ const RECOVERY = 10 * MINUTE;
 /** Nothing keeps a replacement from going through all phases but the last: rollouts of two API servers among it. */
 const UNDISTURBED = 2 * HOUR;
 
+const TOLD = "told of as behind, and harmless no longer";
+
 interface Pair {
 	domain: Domain;
 	proxy: Proxy;
@@ -53,12 +55,9 @@ export class Laws {
 	/** The keys that are not to be trusted any more. */
 	readonly #distrusted = new Set<string>();
 	readonly #keys = new Map<string, string>();
-	/** When a target last was out of the controller's reach. */
-	readonly #outOfReach = new Map<string, number>();
 	readonly #moving: Partial<Record<Domain, number>> = {};
 	/** Since when nothing is wrong. */
 	#healthySince: number | undefined;
-	#lastTold = Number.NEGATIVE_INFINITY;
 	/** The last time without a controller, long enough for a certificate to miss its renewal. */
 	#outageUntil = Number.NEGATIVE_INFINITY;
 	#changed = true;
@@ -85,8 +84,13 @@ export class Laws {
 	/** Nothing tells any more which CA was trusted. Who runs now must start again. */
 	trustLost(domain: Domain): void {
 		this.damaged(domain);
-		for (const one of this.#verifiers(domain))
-			this.#behind.set(one, "nothing is left that tells of the former CA");
+		for (const { verifier } of this.#verifiers(domain))
+			this.#behind.set(verifier, "nothing is left that tells of the former CA");
+	}
+
+	/** From now on, what these have signed is not to be accepted. */
+	compromised(list: readonly CertificateFacts[]): void {
+		for (const ca of list) this.#distrusted.add(ca.subject);
 	}
 
 	outage(until: number): void {
@@ -157,6 +161,15 @@ export class Laws {
 			return "compromised: what the CA signed is not to be accepted";
 		const behind = this.#behind.get(verifier);
 		if (behind) return behind;
+		const told = this.#told[domain];
+		const { names = [] } =
+			this.#verifiers(domain).find((one) => one.verifier === verifier) ?? {};
+		const named = told?.waits.some(({ who }) => names.includes(who));
+		const harmlessUntil = told?.harmlessUntil ?? Number.POSITIVE_INFINITY;
+		if (named && harmlessUntil <= now + TOLERANCE) {
+			this.#behind.set(verifier, TOLD);
+			return TOLD;
+		}
 		// Nobody could renew anything, and what was renewed then takes a moment to arrive.
 		if (now <= this.#outageUntil + RECOVERY) return "there was no controller";
 		const target = leafOf(api.namespace);
@@ -164,31 +177,32 @@ export class Laws {
 			domain === "client" &&
 			leaf &&
 			now > leaf.notAfter &&
-			now <= (this.#outOfReach.get(target) ?? 0) + RECOVERY
+			now <= (this.#cluster.healedAt.get(target) ?? 0) + RECOVERY
 		)
 			return "the Secret could not be written, of which was told";
-		const told = this.#told[domain];
-		const names =
-			domain === "serving"
-				? [consumerOf(api), bundleOf(api.namespace)]
-				: [proxy.name, CLIENT_CA];
-		const named = told?.waits.some((wait) => names.includes(wait.who));
-		const harmlessUntil = told?.harmlessUntil ?? Number.POSITIVE_INFINITY;
-		if (!named || harmlessUntil > now + TOLERANCE) return undefined;
-		const why = "told of as behind, and harmless no longer";
-		this.#behind.set(verifier, why);
-		return why;
+		return undefined;
 	}
 
 	#isDistrusted(leaf: CertificateFacts): boolean {
 		return this.#distrusted.has(leaf.issuer);
 	}
 
-	#verifiers(domain: Domain): (Process | Proxy)[] {
+	/** Who verifies, and by which names they are told of. */
+	#verifiers(domain: Domain) {
 		const { proxies, apiServers } = this.#cluster;
 		return domain === "client"
-			? proxies
-			: apiServers.flatMap((api) => api.processes);
+			? proxies.map((verifier) => ({
+					verifier,
+					bundle: verifier.bundle,
+					names: [verifier.name, CLIENT_CA],
+				}))
+			: apiServers.flatMap((api) =>
+					api.processes.map((verifier) => ({
+						verifier,
+						bundle: verifier.bundle,
+						names: [consumerOf(api), bundleOf(api.namespace)],
+					})),
+				);
 	}
 
 	#failure({ domain, proxy, process, chain, bundle }: Pair): string {
@@ -220,27 +234,25 @@ export class Laws {
 
 	told(told: Told): void {
 		const { now } = this.#cluster;
-		this.#lastTold = now;
-		for (const { namespace } of this.#cluster.apiServers)
-			for (const object of [bundleOf(namespace), leafOf(namespace)])
-				if ((this.#cluster.health.get(object) ?? "ok") !== "ok")
-					this.#outOfReach.set(object, now);
 		for (const domain of domains) {
 			const rotation = told.plan.rotations[domain];
-			const { step } = rotation;
-			if (step?.do === "make" && step.distrust) {
-				const after = told.signers[domain].trusted.map((one) => one.pem);
-				for (const ca of this.#casOf(domain))
-					if (!after.includes(ca.pem)) this.#distrusted.add(ca.subject);
-			}
+			const { step, harmlessUntil, waits } = rotation;
 			this.#told[domain] = rotation;
-			if ("facts" in told.signers[domain].current)
-				this.#cas(domain, told.signers[domain].trusted);
+			const ca = newest(told.signers[domain])?.facts;
+			// Who has been told of is not told of again when the next replacement begins, until it starts again.
+			if (ca && (harmlessUntil ?? Number.POSITIVE_INFINITY) <= now + TOLERANCE)
+				for (const { verifier, names, bundle } of this.#verifiers(domain))
+					if (
+						!bundle.includes(ca.pem) &&
+						waits.some(({ who }) => names.includes(who))
+					)
+						this.#behind.set(verifier, TOLD);
 			this.#moves(domain, rotation, told);
 			if (
 				!step &&
 				(rotation.phase === "Steady" || rotation.phase === "Retire") &&
-				this.#failing.size === 0
+				this.#failing.size === 0 &&
+				(this.#emergency[domain] ?? 0) < told.seenAt
 			)
 				delete this.#emergency[domain];
 		}
@@ -253,17 +265,6 @@ export class Laws {
 				this.#failing.delete(key);
 			}
 		this.#bundles(told);
-	}
-
-	readonly #known: Record<Domain, CertificateFacts[]> = {
-		client: [],
-		serving: [],
-	};
-	#cas(domain: Domain, list: CertificateFacts[]): void {
-		this.#known[domain] = list;
-	}
-	#casOf(domain: Domain): CertificateFacts[] {
-		return this.#known[domain];
 	}
 
 	/** A phase that does not move says for whom, and one that nobody is in the way of moves. */
@@ -308,7 +309,7 @@ export class Laws {
 
 	/** After a visit that had nothing to write: a bundle has each CA once, none that is expired, and all that are needed. */
 	#bundles(told: Told): void {
-		if (told.writes.length > 0) return;
+		if (told.writes.length > 0 || !told.fresh) return;
 		const fields = {
 			client: "client-ca.crt",
 			serving: "serving-ca.crt",
@@ -331,7 +332,7 @@ export class Laws {
 			if (this.#emergency[domain] !== undefined) continue;
 			for (const leaf of this.#leaves(domain))
 				if (
-					leaf.notAfter > told.at &&
+					leaf.notAfter > told.at + TOLERANCE &&
 					!names.includes(leaf.issuer) &&
 					!this.#isDistrusted(leaf)
 				)
@@ -371,10 +372,6 @@ export class Laws {
 				.find((one) => one.notBefore <= now && now <= one.notAfter);
 			if (!window) throw new Violation(`at the end: ${this.#failure(pair)}`);
 		}
-		for (const domain of domains)
-			for (const one of this.#casOf(domain))
-				if (issuedAt(one) > now + TOLERANCE)
-					throw new Violation(`${domain}: a CA from the future`);
 	}
 
 	#count(what: string): void {

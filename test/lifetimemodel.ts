@@ -74,17 +74,20 @@ class World {
 				this.#cluster,
 				this.#issuer,
 				() => this.#spec,
-				() => Math.max(40_000, this.#shortest / 20),
+				() => Math.max(40_000, this.#shortest / 4),
 			);
 			controller.onTold = (told) => {
 				this.#visits++;
 				this.#writes += told.writes.length;
 				const { client, serving } = told.plan.rotations;
-				if (told.writes.length > 0 || client.step || serving.step)
+				// A leaf's renewal is everyday life.
+				if (client.step || serving.step || told.writes.length > 1)
 					this.#note(`${name}: ${summary(told)}`);
 				this.#laws.told(told);
 			};
 			controller.onUnannounced = (told, announced) => {
+				// Of two, one may write again what the other has replaced.
+				if (this.#controllers.every((one) => one.up)) return;
 				throw new Violation(
 					`${name} at ${iso(told.at)}: ${summary(told)}: not announced: ${announced.map(iso)}`,
 				);
@@ -115,6 +118,7 @@ class World {
 			if (this.#cluster.now >= end) break;
 			this.#note(JSON.stringify(act));
 			this.#perform(act);
+			this.#wake();
 			this.#laws.healthy(this.#isHealthy());
 		}
 		this.#runUntil(end);
@@ -129,6 +133,7 @@ class World {
 	/** Nobody is in the way any longer, and all API servers start again: then everything is well. */
 	#wholeAgain(): void {
 		this.#note("the end: everything is whole again");
+		this.#runUntil(this.#quietUntil);
 		this.#heal();
 		this.#laws.healthy(true);
 		this.#runUntil(this.#cluster.now + HOUR);
@@ -147,8 +152,7 @@ class World {
 				() => total() >= enough,
 			);
 		}
-		if (when.ms > 0)
-			this.#runUntil(Math.min(end, this.#cluster.now + when.ms));
+		if (when.ms > 0) this.#runUntil(Math.min(end, this.#cluster.now + when.ms));
 	}
 
 	#runUntil(until: number, enough = () => false): void {
@@ -191,11 +195,7 @@ class World {
 			Object.assign(api, { named: true, permission: "restart", stuck: false });
 			this.#cluster.rollOut(api);
 		}
-		for (const one of this.#controllers) {
-			one.nextAt = Math.min(one.nextAt, this.#cluster.now + 1000);
-			one.forget();
-		}
-		this.#quietUntil = 0;
+		for (const one of this.#controllers) one.forget();
 	}
 
 	#perform(act: Act): void {
@@ -217,36 +217,24 @@ class World {
 					act.lives * this.#spec.validity.signing,
 				);
 			case "pause":
-				controllerAt(act.controller).nextAt = Math.max(
-					controllerAt(act.controller).nextAt,
-					cluster.now + act.ms,
-				);
-				return;
+				return controllerAt(act.controller).pause(act.ms);
 			case "second": {
 				const second = controllerAt(1);
 				if (second.up && !act.on) second.crash(0);
 				second.up = act.on;
-				second.nextAt = cluster.now;
-				return;
+				return second.wake();
 			}
 			case "skew": {
 				const one = controllerAt(act.controller);
 				one.forget();
-				one.skew = Math.round(
-					act.part * Math.min(SKEW, this.#shortest / 50),
-				);
+				one.skew = Math.round(act.part * Math.min(SKEW, this.#shortest / 50));
 				return;
 			}
 			case "lag":
 				controllerAt(act.controller).lag = act.ms;
 				return;
 			case "wake":
-				if (!controllerAt(act.controller).busy)
-					controllerAt(act.controller).nextAt = Math.min(
-						controllerAt(act.controller).nextAt,
-						cluster.now,
-					);
-				return;
+				return controllerAt(act.controller).wake(0);
 			case "fail":
 				controllerAt(0).failAfter = { writes: act.writes, done: act.done };
 				return;
@@ -292,11 +280,18 @@ class World {
 						[act.of]: Math.max(2 * HOUR, Math.min(3650 * DAY, changed)),
 					},
 				};
-				return this.#wake();
+				return;
 			}
 			case "rotate":
 			case "compromised": {
 				this.#requests++;
+				if (act.do === "compromised") {
+					const secret = cluster.data(signerOf(act.domain));
+					this.#laws.compromised([
+						...(this.#issuer.read(secret?.["ca-bundle.crt"] ?? "") ?? []),
+						...(this.#issuer.read(this.#copy(act.domain) ?? "") ?? []),
+					]);
+				}
 				const requests = {
 					...this.#spec.requests[act.domain],
 					[act.do === "rotate" ? "rotate" : "compromised"]:
@@ -306,12 +301,14 @@ class World {
 					...this.#spec,
 					requests: { ...this.#spec.requests, [act.domain]: requests },
 				};
-				return this.#wake();
+				return;
 			}
 		}
 	}
 
+	/** What has happened is seen by a watch or a poll. */
 	#wake(): void {
+		this.#cluster.changes++;
 		for (const one of this.#controllers) {
 			one.forget();
 			one.wake();
@@ -345,17 +342,18 @@ class World {
 		});
 	}
 
+	/** The domain's bundle, in the controller's namespace. */
+	#copy(domain: Domain): string | undefined {
+		return this.#cluster.data(CLIENT_CA)?.[`${domain}-ca.crt`];
+	}
+
 	#damage(domain: Domain, what: string): void {
 		const cluster = this.#cluster;
 		const object = signerOf(domain);
 		const before = cluster.data(object);
 		if (!before || (what !== "Secret" && before[what] === undefined)) return;
 		this.#laws.damaged(domain);
-		const copy =
-			cluster.data(CLIENT_CA)?.[
-				domain === "client" ? "client-ca.crt" : "serving-ca.crt"
-			];
-		if (!copy && ["Secret", "ca-bundle.crt"].includes(what))
+		if (!this.#copy(domain) && ["Secret", "ca-bundle.crt"].includes(what))
 			this.#laws.trustLost(domain);
 		cluster.tamper(
 			object,

@@ -9,6 +9,9 @@ import type { Authority, Signers, Step } from "../rotation.ts";
 /** How private keys look here, wherever they lie. */
 export const KEY = /key:[0-9a-f]+/g;
 
+/** Answers that are kept: the same few are asked for again and again. */
+const REMEMBERED = 2000;
+
 interface Signed {
 	facts: CertificateFacts;
 	/** The key that has signed it. */
@@ -17,6 +20,7 @@ interface Signed {
 
 export class Issuer {
 	readonly #byPem = new Map<string, Signed>();
+	readonly #texts = new Map<string, CertificateFacts[] | undefined>();
 	readonly #windows = new Map<string, Validity[]>();
 	/** Makes serial numbers, and so the jitter, those of this run. */
 	readonly #seed: number;
@@ -69,10 +73,14 @@ export class Issuer {
 	}
 
 	/** The certificates of a text; undefined where something else is in it. */
-	read(text: string): CertificateFacts[] | undefined {
+	read(text: string): readonly CertificateFacts[] | undefined {
+		if (this.#texts.has(text)) return this.#texts.get(text);
 		const found = pems(text).map((pem) => this.#byPem.get(pem)?.facts);
 		const known = found.filter((facts) => facts !== undefined);
-		return known.length === found.length ? known : undefined;
+		const whole = known.length === found.length ? known : undefined;
+		if (this.#texts.size > REMEMBERED) this.#texts.clear();
+		this.#texts.set(text, whole);
+		return whole;
 	}
 
 	/** Whether the CA's key has made the certificate's signature, and the names fit. */
@@ -104,7 +112,7 @@ export class Issuer {
 			notBefore: Math.max(...path.map((one) => one.notBefore)),
 			notAfter: Math.min(...path.map((one) => one.notAfter)),
 		}));
-		if (this.#windows.size > 2000) this.#windows.clear();
+		if (this.#windows.size > REMEMBERED) this.#windows.clear();
 		this.#windows.set(key, found);
 		return found;
 	}

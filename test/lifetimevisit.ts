@@ -3,14 +3,14 @@
  * The order is visit.ts's.
  */
 import { formatDuration, type Spec } from "../etcdstorage.ts";
-import { domains, leafRenewalTime, type Domain } from "../lifetimes.ts";
-import { bundle, type CertificateFacts } from "../pki.ts";
 import {
-	decide,
-	type Leaf,
-	type Observed,
-	type Plan,
-} from "../reconcile.ts";
+	type Domain,
+	domains,
+	leafRenewalTime,
+	signerRenewalTime,
+} from "../lifetimes.ts";
+import { bundle, type CertificateFacts } from "../pki.ts";
+import { decide, type Leaf, type Observed, type Plan } from "../reconcile.ts";
 import {
 	type Authority,
 	advance,
@@ -42,7 +42,12 @@ const NAMESPACE = "own";
 
 /** How a visit went. */
 export interface Told {
+	/** By its own clock. */
 	at: number;
+	/** By nobody's: what is written here is not older. */
+	seenAt: number;
+	/** Nothing has happened in the meantime but its own writes. */
+	fresh: boolean;
 	plan: Plan;
 	signers: Record<Domain, Signers>;
 	/** What was written. */
@@ -74,6 +79,7 @@ export class Controller {
 	nextAt: number;
 	/** How often writes are still done, before one fails. */
 	failAfter: { writes: number; done: boolean } | undefined;
+	#downUntil = Number.NEGATIVE_INFINITY;
 	#visit: Generator<void, Told | undefined> | undefined;
 	/** The cluster's changes when the visit has looked at it. */
 	#seenChanges = 0;
@@ -99,27 +105,34 @@ export class Controller {
 		this.nextAt = cluster.now;
 	}
 
-	get busy(): boolean {
-		return this.#visit !== undefined;
-	}
-
 	/** Something has changed: it is seen by a watch, or by the next poll. */
-	wake(): void {
+	wake(withinMs = 40_000): void {
 		if (this.#visit) return;
-		this.nextAt = Math.min(
-			this.nextAt,
-			this.#cluster.now + Math.ceil(this.#cluster.random() * 40_000),
+		const soon = this.#cluster.now + this.#cluster.random() * withinMs;
+		this.nextAt = Math.max(
+			this.#downUntil,
+			Math.min(this.nextAt, Math.ceil(soon)),
 		);
 	}
 
+	/** Whatever it was about to write, it does not. */
 	crash(downMs: number): void {
 		this.#visit = undefined;
 		this.#announced = undefined;
 		this.#wrote.clear();
-		this.nextAt = Math.max(this.nextAt, this.#cluster.now + downMs);
-		if (downMs >= 0) this.nextAt = this.#cluster.now + downMs;
+		this.#downUntil = Math.max(
+			this.#downUntil,
+			Math.ceil(this.#cluster.now + downMs),
+		);
+		this.nextAt = this.#downUntil;
 	}
 
+	/** It goes on where it was, but later. */
+	pause(ms: number): void {
+		this.nextAt = Math.max(this.nextAt, this.#cluster.now + ms);
+	}
+
+	/** What has been announced counts no more. */
 	forget(): void {
 		this.#announced = undefined;
 	}
@@ -128,8 +141,8 @@ export class Controller {
 	step(): void {
 		const cluster = this.#cluster;
 		if (!this.#visit) {
-			this.#visit = this.#run();
 			this.#seenChanges = cluster.changes;
+			this.#visit = this.#run();
 		}
 		try {
 			const { done, value } = this.#visit.next();
@@ -186,11 +199,9 @@ export class Controller {
 	): void {
 		if (seen.data && same(seen.data, data)) return;
 		const { failAfter } = this;
-		if (failAfter && --failAfter.writes < 0) {
-			this.failAfter = undefined;
-			if (failAfter.done) this.#cluster.write(object, data, expected);
-			throw new Failure(object);
-		}
+		const fails = failAfter !== undefined && --failAfter.writes < 0;
+		if (fails) this.failAfter = undefined;
+		if (fails && !failAfter.done) throw new Failure(object);
 		try {
 			const version = this.#cluster.write(object, data, expected);
 			this.#wrote.set(object, { version, data });
@@ -198,6 +209,7 @@ export class Controller {
 		} catch (error) {
 			if (!(error instanceof Refused)) throw error;
 		}
+		if (fails) throw new Failure(object);
 	}
 
 	*#run(): Generator<void, Told | undefined> {
@@ -205,6 +217,7 @@ export class Controller {
 		const issuer = this.#issuer;
 		const spec = this.#spec();
 		const now = cluster.now + this.skew;
+		const seenAt = cluster.now - this.lag;
 		const seen = this.#observe(spec, now);
 		const { observed, targets } = seen;
 		const plan = decide(spec, NAMESPACE, observed, now);
@@ -295,10 +308,14 @@ export class Controller {
 			const { nextStepAt } = plan.rotations[domain];
 			if (nextStepAt !== undefined) announced.push(nextStepAt);
 			const { trusted, cross } = signers[domain];
+			const ca = newest(signers[domain])?.facts;
+			if (ca) announced.push(signerRenewalTime(spec.name, domain, ca));
 			for (const one of [...trusted, ...(cross ? [cross] : [])])
 				announced.push(one.notAfter);
 		}
-		return { at: now, plan, signers, writes, announced };
+		const fresh =
+			this.lag === 0 && cluster.changes === this.#seenChanges + writes.length;
+		return { at: now, seenAt, fresh, plan, signers, writes, announced };
 	}
 
 	/** One of our own objects, as the cache has it. */
@@ -376,8 +393,16 @@ export class Controller {
 						!targets.get(object)?.["serving-ca.crt"]?.includes(serving.pem),
 				)
 				.map((object) => wait(object, "BundleNotWritten", true));
-			if (spreading(signers.serving, now) && !reach.serving.unwritten.length) {
-				const { waits, due } = this.#readers(serving);
+			if (spreading(signers.serving, now)) {
+				// Who reads a bundle that is not written is named by that.
+				const { waits, due } = this.#readers(
+					serving,
+					cluster.apiServers.filter(({ namespace }) =>
+						reach.serving.unwritten.every(
+							({ who }) => who !== bundleOf(namespace),
+						),
+					),
+				);
 				reach.serving.unread = waits;
 				restart = due;
 			}
@@ -387,14 +412,17 @@ export class Controller {
 	}
 
 	/** Who is not known to have read the CA, and who is to be restarted because of it. */
-	#readers(ca: CertificateFacts): {
+	#readers(
+		ca: CertificateFacts,
+		apiServers: ApiServer[],
+	): {
 		waits: Wait[];
 		due: ApiServer | undefined;
 	} {
 		const waits: Wait[] = [];
 		let due: ApiServer | undefined;
 		let rolling = false;
-		for (const api of this.#cluster.apiServers) {
+		for (const api of apiServers) {
 			const who = consumerOf(api);
 			if (!api.named) {
 				waits.push(wait(bundleOf(api.namespace), "ConsumerUnknown", true));
@@ -467,7 +495,8 @@ export class Controller {
 			...found,
 			chain: secret?.["tls.crt"] ?? "",
 			signedBySigner:
-				"facts" in current && this.#issuer.isSignedBy(found.facts, current.facts),
+				"facts" in current &&
+				this.#issuer.isSignedBy(found.facts, current.facts),
 		};
 	}
 }
@@ -488,7 +517,8 @@ const wait = (who: string, reason: string, obstacle = false): Wait => ({
 const same = (a: Data, b: Data) => {
 	const keys = Object.keys(a);
 	return (
-		keys.length === Object.keys(b).length && keys.every((key) => a[key] === b[key])
+		keys.length === Object.keys(b).length &&
+		keys.every((key) => a[key] === b[key])
 	);
 };
 

@@ -7,7 +7,7 @@ import { describe, expect, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import fc from "fast-check";
-import { isSubset, takeOver } from "../drift.ts";
+import { hasLeftovers, isSubset, takeOver } from "../drift.ts";
 import {
 	type EtcdStorage,
 	parseDuration,
@@ -20,6 +20,7 @@ import {
 	parseGatewayOptions,
 } from "../gateway/options.ts";
 import type { KubeObject, ManagedFieldsEntry } from "../kube.ts";
+import { domains } from "../lifetimes.ts";
 import {
 	bundles,
 	certificates,
@@ -33,11 +34,12 @@ import {
 	names,
 	ownerOf,
 	possibleOwners,
+	readAnswered,
 	secretText,
 	signerSecret,
 } from "../manifests.ts";
 import type { CertificateFacts } from "../pki.ts";
-import { domains } from "../reconcile.ts";
+import type { Authority } from "../rotation.ts";
 import {
 	availability,
 	type Deployment,
@@ -69,19 +71,38 @@ function sample(name = "sample-apiserver"): EtcdStorage {
 	return storage;
 }
 
-const facts = (subject: string, notAfter: number) =>
-	({ subject, issuer: subject, notAfter }) as CertificateFacts;
+const facts = (subject: string, notAfter: number, pem = "") =>
+	({
+		subject,
+		issuer: subject,
+		notAfter,
+		pem,
+		keyIdentifier: "0a1b2c3d",
+	}) as CertificateFacts;
+
+const END = Date.UTC(2027, 0, 1);
+
+/** A CA of which every text says what it is. */
+function authority(what: string, subject: string): Authority {
+	const certificate = `certificate of the ${what}`;
+	return {
+		pair: { certificate, key: `key of the ${what}` },
+		facts: facts(subject, END, certificate),
+		keyMatches: true,
+	};
+}
 
 /** Texts that say what lies where; certificates are not looked into here. */
 function material(spec: Spec): Material {
-	const end = Date.UTC(2027, 0, 1);
+	const end = END;
 	const signer = (domain: string) => ({
-		pair: {
-			certificate: `certificate of the ${domain} signer`,
-			key: `key of the ${domain} signer`,
-		},
-		facts: facts(`CN=etcd ${domain} CA 0a1b2c3d,O=${spec.name}`, end),
+		current: authority(
+			`${domain} signer`,
+			`CN=etcd ${domain} CA 0a1b2c3d,O=${spec.name}`,
+		),
+		next: { missing: true as const },
 		trusted: [],
+		answered: {},
 		bundle: `bundle of the ${domain} domain`,
 	});
 	const leaf = (id: string, domain: string) => ({
@@ -92,7 +113,7 @@ function material(spec: Spec): Material {
 		signers: {
 			client: {
 				...signer("client"),
-				cross: "cross-certificate of the client signer",
+				cross: facts("", END, "cross-certificate of the client signer"),
 			},
 			serving: signer("serving"),
 		},
@@ -326,7 +347,7 @@ describe.each([
 	test("stays as it is for a renewed leaf and for another serving CA: those are read at every handshake", () => {
 		const renewed = deployment((made) => {
 			made.signers.serving.bundle = "another";
-			made.signers.serving.pair = { certificate: "another", key: "another" };
+			made.signers.serving.current = authority("another", "CN=another");
 			made.leaves.server = {
 				pair: { certificate: "another", key: "another" },
 				facts: facts("CN=another", 0),
@@ -473,17 +494,114 @@ describe("a Deployment", () => {
 	});
 });
 
-test("a signer's Secret holds its cross-certificate only while there is one", () => {
-	const [client, serving] = desired(sample()).signers ?? [];
-	const keys = (object?: KubeObject) =>
-		Object.keys((object as { data?: object }).data ?? {});
-	expect(keys(client)).toEqual([
-		"tls.crt",
-		"tls.key",
-		"cross.crt",
-		"ca-bundle.crt",
-	]);
-	expect(keys(serving)).toEqual(["tls.crt", "tls.key", "ca-bundle.crt"]);
+describe("a signer's Secret", () => {
+	type Signers = Material["signers"]["client"];
+	const missing = { missing: true } as const;
+	const cross = facts("", END, "cross");
+	const next = authority("next", "CN=next");
+	const former = authority("former", "CN=former");
+	const secretOf = (more: Partial<Signers>) => {
+		const storage = sample();
+		const { serving } = material(specOf(storage)).signers;
+		const signers = { ...serving, ...more };
+		return signerSecret(storage, environment, "serving", signers);
+	};
+
+	test.each<[string, Partial<Signers>, string[]]>([
+		["nothing is under way", {}, ["tls.crt", "tls.key"]],
+		[
+			"the next one is published",
+			{ next, nextCross: cross },
+			["next-cross.crt", "next.crt", "next.key", "tls.crt", "tls.key"],
+		],
+		[
+			"the next one is published and nobody could certify it",
+			{ next },
+			["next.crt", "next.key", "tls.crt", "tls.key"],
+		],
+		["it is lost", { current: missing, next }, ["next.crt", "next.key"]],
+		[
+			"it is unreadable",
+			{ current: { unreadable: "damaged PEM" }, next },
+			["next.crt", "next.key"],
+		],
+		[
+			"it is new, and not known to be trusted by all",
+			{ cross, previous: former },
+			["cross.crt", "previous.crt", "previous.key", "tls.crt", "tls.key"],
+		],
+		[
+			"it is new, and the former one's key was lost",
+			{ previous: { facts: former.facts } },
+			["previous.crt", "tls.crt", "tls.key"],
+		],
+		["its former one retires", { cross }, ["cross.crt", "tls.crt", "tls.key"]],
+	])("holds, while %s, what belongs to that and no more", (_, more, keys) => {
+		const { data } = secretOf(more);
+		expect(Object.keys(data ?? {}).sort()).toEqual(
+			[...keys, "ca-bundle.crt"].sort(),
+		);
+	});
+
+	test("holds under each key what the key says", () => {
+		const secret = secretOf({
+			cross,
+			next,
+			nextCross: cross,
+			previous: former,
+		});
+		for (const [key, text] of Object.entries({
+			"tls.crt": "certificate of the serving signer",
+			"tls.key": "key of the serving signer",
+			"next.crt": "certificate of the next",
+			"next.key": "key of the next",
+			"previous.crt": "certificate of the former",
+			"previous.key": "key of the former",
+			"cross.crt": "cross",
+			"next-cross.crt": "cross",
+			"ca-bundle.crt": "bundle of the serving domain",
+		}))
+			expect([key, secretText(secret, key)]).toEqual([key, text]);
+	});
+
+	test("remembers which requests it is the answer to, in words that are read back", () => {
+		for (const answered of [
+			{},
+			{ rotate: "monthly" },
+			{ compromised: "stolen laptop" },
+			{ rotate: "a", compromised: "b" },
+		])
+			expect(readAnswered(secretOf({ answered }))).toEqual(answered);
+		expect(readAnswered(undefined)).toEqual({});
+	});
+
+	test("is described by the newest CA, and by none where there is none", () => {
+		const signedBy = "etcd.xmudrii.com/certificate-signed-by";
+		const described = (more: Partial<Signers>) =>
+			secretOf(more).metadata.annotations?.[signedBy];
+		expect(described({})).toContain("serving CA");
+		expect(described({ next })).toBe("CN=next");
+		expect(described({ current: missing })).toBeUndefined();
+	});
+});
+
+test("no bundle, no certificate and no workload ever carries a signer's key", () => {
+	const storage = sample();
+	const spec = specOf(storage);
+	const made = material(spec);
+	for (const domain of domains) {
+		made.signers[domain].next = authority("next signer", "CN=next");
+		made.signers[domain].previous = authority("former signer", "CN=former");
+	}
+	const text = JSON.stringify([
+		bundles(storage, environment, spec.targets, made),
+		certificates(storage, environment, spec.targets, made),
+		workload(storage, environment, spec, made),
+	]).replace(/[A-Za-z\d+/=]{16,}/g, (word) =>
+		Buffer.from(word, "base64").toString(),
+	);
+	expect(text).toContain("key of server");
+	expect(text).not.toMatch(/key of the/);
 });
 
 test("a Secret's value is text again, and absent when its key is", () => {
@@ -643,6 +761,26 @@ describe("a live object is as desired", () => {
 		);
 	});
 
+	test("only without keys in its data that are to go", () => {
+		const of = (data?: Record<string, string>): Data => ({
+			...emptyTarget({ kind: "Secret", name: "a", namespace: "b" }),
+			...(data && { data }),
+		});
+		for (const [wanted, live, left] of [
+			[{ a: "1" }, { a: "1" }, false],
+			[{ a: "1" }, { a: "1", b: "2" }, true],
+			[{ a: "1", b: "2" }, { a: "1" }, false],
+			[{ a: "1" }, undefined, false],
+			// A Deployment has none.
+			[undefined, { a: "1" }, false],
+		] as const)
+			expect([wanted, live, hasLeftovers(of(wanted), of(live))]).toEqual([
+				wanted,
+				live,
+				left,
+			]);
+	});
+
 	test("or not, whatever nonsense lies there", () => {
 		fc.assert(
 			fc.property(json, fc.anything(), (wanted, live) => {
@@ -775,6 +913,17 @@ describe("field sets of others", () => {
 			},
 		]);
 		expect(after).toHaveLength(1);
+	});
+
+	test("also what we have created is taken over before something of it goes: an apply would leave it", () => {
+		const created = entry(FIELD_MANAGER, "Update", data("a"));
+		expect(takeOver([created], true)).toEqual([
+			{ ...created, operation: "Apply" },
+		]);
+		const after = takeOver([created, ours], true);
+		expect(after).toHaveLength(1);
+		expect(pathsOf(after ?? [])).toEqual(pathsOf([created, ours]));
+		expect(takeOver([ours], true)).toBeUndefined();
 	});
 
 	test("are not changed in place: they are the cache's", () => {

@@ -295,10 +295,21 @@ test("every label that rules and dashboard ask for is one of the metric's, and e
 });
 
 test("what controller and gateway export is named and described as Prometheus wants it", async () => {
-	for (const registry of registries())
-		await run([promtool, "check", "metrics", "--lint=all"], {
-			stdin: await registry.metrics(),
+	for (const registry of registries()) {
+		const lines = registry
+			.getMetricsAsArray()
+			.flatMap(({ name, help, type }) => [
+				`# HELP ${name} ${help}`,
+				`# TYPE ${name} ${type}`,
+				// A metric without a sample is not looked at.
+				...(String(type) === "histogram"
+					? [`${name}_bucket{le="+Inf"} 1`, `${name}_sum 1`, `${name}_count 1`]
+					: [`${name} 1`]),
+			]);
+		await run([promtool, "check", "metrics"], {
+			stdin: `${lines.join("\n")}\n`,
 		});
+	}
 });
 
 test("every query of the dashboard is valid for Prometheus", async () => {

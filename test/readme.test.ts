@@ -4,7 +4,9 @@ import { resolve } from "node:path";
 import { type Flags, flagRows } from "../flags.ts";
 import { GatewayMetrics } from "../gateway/metrics.ts";
 import { gatewayFlags } from "../gateway/options.ts";
+import { Metrics } from "../metrics.ts";
 import { flags } from "../options.ts";
+import { phases } from "../rotation.ts";
 
 const root = resolve(import.meta.dir, "..");
 const path = resolve(root, "README.md");
@@ -40,26 +42,40 @@ test.each<[string, string, Flags]>([
 });
 
 test("the README names every reason, event and metric of the code, and no other", () => {
-	const code = source("status.ts", "problems.ts", "visit.ts", "metrics.ts");
-	const ofGateways = new GatewayMetrics("", () => new Map()).registry
-		.getMetricsAsArray()
-		.map(({ name }) => name)
-		.filter((name) => name.startsWith("etcdproxy_"));
-	const metrics = [...code.matchAll(/"(etcdproxy_\w+)"/g)]
-		.map(([, name]) => name ?? "")
-		.concat(ofGateways);
-	expect(ofGateways.length).toBeGreaterThan(8);
-	expect(metrics.length).toBeGreaterThan(ofGateways.length + 8);
+	const code = source(
+		...["status.ts", "problems.ts", "visit.ts", "observe.ts"],
+		...["consumers.ts", "proxies.ts", "deletion.ts"],
+	);
+	const clock = { now: () => 0, skewMs: 0 };
+	const queue = () => ({ depth: 0, age: 0 });
+	const [ofController, ofGateways] = [
+		new Metrics("", queue, new Map(), clock).registry,
+		new GatewayMetrics("", () => new Map()).registry,
+	].map((registry) =>
+		registry
+			.getMetricsAsArray()
+			.map(({ name }) => name)
+			.filter((name) => name.startsWith("etcdproxy_")),
+	);
+	const metrics = [...(ofController ?? []), ...(ofGateways ?? [])];
+	expect(ofGateways?.length).toBeGreaterThan(8);
+	expect(ofController?.length).toBeGreaterThan(15);
 	for (const name of metrics) expect(readme).toContain(`\`${name}\``);
 	for (const [, name = ""] of readme.matchAll(/`(etcdproxy_\w+)`/g))
 		expect(metrics).toContain(name);
 	const reasons = [
 		...code.matchAll(
-			/"((?:Target|Core|Name|Invalid|Predecessor|Failed|EtcdStorage|Certificates|Data|As|Deployment)[A-Z]\w+)"/g,
+			/"((?:Target|Core|Name|Invalid|Predecessor|Failed|EtcdStorage|Certificates?|Data|As|Deployment|Consumer|Proxy|Bundle|Signer|Rotation)[A-Z]\w+)"/g,
 		),
 	]
 		.map(([, name]) => name ?? "")
-		.filter((name) => !["CertificatesReady", "EtcdStorage"].includes(name));
+		.concat(phases.map((one) => `Rotation${one === "Steady" ? "Done" : one}`))
+		.filter(
+			(name) =>
+				!["CertificatesReady", "EtcdStorage", "InvalidImageName"].includes(
+					name,
+				),
+		);
 	expect(reasons.length).toBeGreaterThan(12);
 	for (const name of reasons) expect(readme).toContain(name);
 });

@@ -186,6 +186,7 @@ test.concurrent("a signer that appears while another is being made is not replac
 				for (const signer of signers) owned.Secret.event("ADDED", signer);
 			return Date.now();
 		},
+		restarts: new Map(),
 		event: () => Promise.resolve(),
 	});
 	expect(visited).rejects.toMatchObject({ code: 409 });

@@ -69,12 +69,15 @@ const layers = [
 	["http2/framewriter.ts", "http2/stream.ts"],
 	["http2/frames.ts", "http2/hpack.ts"],
 	// The controller's.
-	["leader.ts", "metrics.ts", "options.ts", "queue.ts", "visit.ts"],
-	["cache.ts", "certificates.ts", "deletion.ts", "targets.ts"],
+	["clock.ts", "leader.ts", "metrics.ts", "options.ts", "queue.ts", "visit.ts"],
+	["deletion.ts", "observe.ts"],
+	["cache.ts", "certificates.ts", "consumers.ts", "proxies.ts", "targets.ts"],
 	["drift.ts", "problems.ts"],
 	["workload.ts"],
 	["manifests.ts", "status.ts"],
 	["reconcile.ts"],
+	["rotation.ts"],
+	["lifetimes.ts"],
 	["pki.ts", "kube.ts"],
 	["transport.ts", "x509.ts"],
 	["kubeconfig.ts"],
@@ -179,7 +182,10 @@ test("only dependencies of package.json are imported", async () => {
 });
 
 describe.each([
+	"clock.ts",
+	"lifetimes.ts",
 	"reconcile.ts",
+	"rotation.ts",
 	"status.ts",
 	"drift.ts",
 	"workload.ts",

@@ -11,6 +11,7 @@ import { readFileSync } from "node:fs";
 import { issue } from "../../certificates.ts";
 import { type EtcdStorage, readSpec, type Spec } from "../../etcdstorage.ts";
 import { Kube, type KubeObject, loadKubeConfig } from "../../kube.ts";
+import { domains } from "../../lifetimes.ts";
 import {
 	bundles,
 	certificates,
@@ -18,7 +19,7 @@ import {
 	type Material,
 	signerSecret,
 } from "../../manifests.ts";
-import { decide, domains, type Observed } from "../../reconcile.ts";
+import { decide, type Observed } from "../../reconcile.ts";
 import { workload } from "../../workload.ts";
 import {
 	apiServerNamespace,
@@ -276,8 +277,16 @@ function readyMade(spec: Spec): Promise<Material> {
 		server: missing,
 		"client/ns-bare-0/etcd-client-cert": missing,
 	};
+	const signers = {
+		current: missing,
+		next: missing,
+		trusted: [],
+		answered: {},
+	};
+	const reach = { unwritten: [], undelivered: [], unread: [] };
 	const observed: Observed = {
-		signers: { client: missing, serving: missing },
+		signers: { client: signers, serving: signers },
+		reach: { client: reach, serving: reach },
 		leaves,
 	};
 	const now = Date.now();

@@ -12,13 +12,14 @@ import {
 	applyFile,
 	type Demo,
 	etcdctl,
-	etcdctlCommand,
 	runDemo,
 	startController,
 	tenantClient,
+	underLoad,
 	waitFor,
 } from "./demo.ts";
-import { CONCURRENCY, type LoadReport } from "./load.ts";
+import type { Refusal } from "./handshake.ts";
+import { CONCURRENCY } from "./load.ts";
 import { type Cluster, startCluster } from "./node.ts";
 import { etcdImage, programImage } from "./nodeconfig.ts";
 import { obstacle } from "./prerequisites.ts";
@@ -30,6 +31,7 @@ if (reason !== undefined) console.log(`skipped: ${reason}`);
 
 const NAME = "sample-apiserver";
 const NAMESPACE = "kube-apiserver-storage";
+const TENANT = "k8s-sample-apiserver";
 const MINUTE = 60_000;
 
 describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
@@ -53,6 +55,20 @@ describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 		);
 		return `${found?.status}: ${found?.message}`;
 	};
+	/** How far the replacement of the serving CA has got. */
+	const serving = async () =>
+		(await storage()).status?.certificates?.find(
+			(one) => one.name === "serving-signer",
+		)?.rotation;
+	const patchStorage = (change: object) =>
+		cluster.kubectl([
+			...["patch", "etcdstorage", NAME, "--type=merge"],
+			`--patch=${JSON.stringify(change)}`,
+		]);
+	const annotate = (what: string, why: string) =>
+		patchStorage({
+			metadata: { annotations: { [`etcd.xmudrii.com/${what}`]: why } },
+		});
 	const ready = async () =>
 		(await storage()).status?.conditions?.find((one) => one.type === "Ready")
 			?.status;
@@ -86,28 +102,6 @@ describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 			MINUTE,
 		);
 	};
-	/** What becomes of a constant load on the API server while something happens to its proxies. */
-	const underLoad = async (
-		what: string,
-		action: () => Promise<unknown>,
-	): Promise<LoadReport> => {
-		const load = cluster.spawn(`load-${what}`, [
-			...[process.execPath, join(import.meta.dir, "load.ts")],
-			cluster.kubeconfig,
-		]);
-		try {
-			await action();
-		} finally {
-			await load.stop("SIGTERM", MINUTE);
-		}
-		const lines = readFileSync(load.logFile, "utf8").trimEnd().split("\n");
-		const report: LoadReport = JSON.parse(lines.at(-1) ?? "");
-		const { failures, missed, ...figures } = report;
-		console.log(
-			`${what}: ${JSON.stringify(figures)}, ${failures.length} failed, ${missed.length} missed`,
-		);
-		return report;
-	};
 	/** How often each gateway has taken up other client CAs. */
 	const reloads = async () => {
 		const logs = (await podNames()).map((pod) => ownKubectl("logs", pod));
@@ -139,6 +133,7 @@ describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 			"CertificatesReady=True",
 			"Deployed=True",
 			"Ready=True",
+			"RotationBlocked=False",
 			"ValidityWarning=False",
 		]);
 		expect(status?.certificates?.map((one) => one.name)).toEqual([
@@ -372,7 +367,7 @@ describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 		"a new client CA is taken up by the gateways that run, and no request fails",
 		async () => {
 			const [before, { metadata }] = [await podNames(), await deployment()];
-			const report = await underLoad("a new client CA", async () => {
+			const report = await underLoad(cluster, "a new client CA", async () => {
 				await cluster.kubectl([
 					"patch",
 					"etcdstorage",
@@ -411,42 +406,37 @@ describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 	);
 
 	test(
-		"a client certificate that got into wrong hands is void once its signer is deleted, on connections that exist as well",
+		"a client certificate that got into wrong hands is refused by every gateway soon after somebody says so, and connections with it are closed",
 		async () => {
-			const stolen = await tenantClient(cluster, "stolen");
-			const read = ["get", "--keys-only", "--prefix", "/registry/"];
-			expect(await etcdctl(cluster, stolen, read)).toContain(
-				"my-first-flunder",
+			const { caFile, certificate, url } = await tenantClient(
+				cluster,
+				"stolen",
 			);
-			const watch = cluster.spawn(
-				"stolen-watch",
-				etcdctlCommand(cluster, stolen, ["watch", "--prefix", "/"]),
-			);
-			const seen = (name: string) =>
-				readFileSync(watch.logFile, "utf8").includes(`/default/${name}`);
-			let count = 0;
+			const thief = cluster.spawn("stolen", [
+				...[process.execPath, join(import.meta.dir, "handshake.ts")],
+				new URL(url).hostname,
+				...[caFile, certificate?.certFile ?? "", certificate?.keyFile ?? ""],
+				...(await pods()).map((pod) => pod.status.podIP),
+			]);
+			const said = () => readFileSync(thief.logFile, "utf8").trim().split("\n");
 			await until(
-				async () => {
-					await flunder(`seen-${++count}`);
-					return seen(`seen-${count}`);
-				},
-				"the watch tells of what happens",
+				() => said().includes("open"),
+				"it is accepted by each",
 				MINUTE,
 			);
-			const before = await reloads();
-			await ownKubectl("delete", "secret", `${NAME}-client-signer`);
-			await until(
-				async () =>
-					(await reloads()).every((count, pod) => count > (before[pod] ?? 0)),
-				"each gateway has the new CA",
-				2 * MINUTE,
+			const start = Date.now();
+			await annotate("compromised-client", "stolen");
+			expect(await thief.exited).toBe(0);
+			const { closed, refused }: Refusal = JSON.parse(said().at(-1) ?? "");
+			const [closedAfter, refusedAfter] = [closed, refused].map((times) =>
+				Object.values(times).map((time) => (Date.parse(time) - start) / 1000),
+			) as [number[], number[]];
+			console.log(
+				`a stolen certificate: refused after ${refusedAfter} s, its connections closed after ${closedAfter} s`,
 			);
-			const refused = () =>
-				etcdctl(cluster, stolen, read).then(
-					() => false,
-					() => true,
-				);
-			expect(await refused()).toBeTrue();
+			expect(refusedAfter).toHaveLength(3);
+			// What a kubelet may take, and no more.
+			expect(Math.max(...refusedAfter, ...closedAfter)).toBeLessThan(120);
 			await until(
 				() =>
 					flunder("locked-out").then(
@@ -456,28 +446,153 @@ describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 				"the API server works with its new certificate",
 				2 * MINUTE,
 			);
-			expect(await refused()).toBeTrue();
-			expect(seen("locked-out")).toBeFalse();
-			await watch.stop();
+			const bundle = await json(
+				...["get", "configmap", `${NAME}-ca-cert`],
+				`--namespace=${NAMESPACE}`,
+			);
+			expect(
+				bundle.data["client-ca.crt"].match(/BEGIN CERTIFICATE/g),
+			).toHaveLength(1);
 			expect(await restarts()).toEqual([0, 0, 0]);
 		},
 		5 * MINUTE,
 	);
 
 	test(
+		"an API server that is named as a consumer is restarted for the new CA, once, and no request fails",
+		async () => {
+			expect(await shown("RotationBlocked")).toStartWith("True");
+			expect(await shown("RotationBlocked")).toContain("spec.consumers");
+			const report = await underLoad(
+				cluster,
+				"a consumer's restart",
+				async () => {
+					await patchStorage({
+						spec: {
+							consumers: [
+								{ kind: "Deployment", name: NAME, namespace: TENANT },
+							],
+						},
+					});
+					await until(
+						async () => (await serving())?.phase === "Retire",
+						"it has read the new CA",
+						3 * MINUTE,
+					);
+				},
+			);
+			expect(report.failures).toEqual([]);
+			expect(report.missed).toEqual([]);
+			expect(await shown("RotationBlocked")).toStartWith("False");
+			const apiServer = await json(
+				...["get", "deployment", NAME, `--namespace=${TENANT}`],
+			);
+			expect(
+				apiServer.spec.template.metadata.annotations[
+					"etcd.xmudrii.com/serving-ca"
+				],
+			).toBe((await serving())?.generation);
+		},
+		5 * MINUTE,
+	);
+
+	test(
+		"an API server that does not come back from its restart is waited for and said, and goes on when it is healed",
+		async () => {
+			const before = (await serving())?.generation;
+			const setImage = (image: string) =>
+				cluster.kubectl([
+					...["set", "image", `deployment/${NAME}`, `${NAME}=${image}`],
+					`--namespace=${TENANT}`,
+				]);
+			const apiServer = await json(
+				...["get", "deployment", NAME, `--namespace=${TENANT}`],
+			);
+			await setImage("localhost/not-there:1");
+			await annotate("rotate-serving", "a test of bad images");
+			await until(
+				async () => (await shown("RotationBlocked")).startsWith("True"),
+				"it says that somebody is waited for",
+				2 * MINUTE,
+			);
+			const said = await shown("RotationBlocked");
+			console.log(`a consumer that does not start: ${said}`);
+			expect(said).toContain(`Deployment ${TENANT}/${NAME} does not get on`);
+			expect(said).toContain("Harmless until");
+			expect(await serving()).toMatchObject({ phase: "Spread" });
+			expect((await serving())?.generation).not.toBe(before);
+			expect(await ready()).toBe("True");
+			await flunder("served-by-the-former");
+			await setImage(apiServer.spec.template.spec.containers[0].image);
+			await until(
+				async () => (await serving())?.phase === "Retire",
+				"the spread is confirmed",
+				3 * MINUTE,
+			);
+			expect(await shown("RotationBlocked")).toStartWith("False");
+			await flunder("served-by-the-next");
+		},
+		6 * MINUTE,
+	);
+
+	test(
+		"a bundle that cannot be written keeps the new CA from signing, is said, and goes on when it can",
+		async () => {
+			const before = (await serving())?.generation;
+			const ofTenant = (...args: string[]) =>
+				cluster.kubectl([`--namespace=${TENANT}`, ...args]);
+			await ofTenant(
+				...["patch", "configmap", "etcd-serving-ca"],
+				...["--type=merge", '--patch={"immutable":true}'],
+			);
+			await annotate("rotate-serving", "a test of immutable targets");
+			await until(
+				async () => (await shown("RotationBlocked")).startsWith("True"),
+				"it says that somebody is waited for",
+				2 * MINUTE,
+			);
+			const said = await shown("RotationBlocked");
+			console.log(`an immutable target: ${said}`);
+			expect(said).toContain(
+				`ConfigMap ${TENANT}/etcd-serving-ca is immutable`,
+			);
+			expect(await serving()).toMatchObject({ phase: "Publish" });
+			await flunder("before-the-new-ca-signs");
+			await ofTenant("delete", "configmap", "etcd-serving-ca");
+			await ofTenant("create", "configmap", "etcd-serving-ca");
+			await until(
+				async () => {
+					const now = await serving();
+					return now?.phase === "Retire" && now.generation !== before;
+				},
+				"the spread is confirmed",
+				3 * MINUTE,
+			);
+			expect(await shown("RotationBlocked")).toStartWith("False");
+			expect(await ready()).toBe("True");
+			await flunder("after-the-new-ca-has-signed");
+		},
+		6 * MINUTE,
+	);
+
+	test(
 		"gateways that are replaced, one after the other and twice, cost not one request and not one event of a watch",
 		async () => {
-			const report = await underLoad("two rolling restarts", async () => {
-				for (const _ of ["once", "again"]) {
-					const before = await podNames();
-					await ownKubectl(
-						...["rollout", "restart", `deployment/etcd-${NAME}`],
-					);
-					await rolledOut();
-					for (const name of await podNames())
-						expect(before).not.toContain(name);
-				}
-			});
+			const report = await underLoad(
+				cluster,
+				"two rolling restarts",
+				async () => {
+					for (const _ of ["once", "again"]) {
+						const before = await podNames();
+						await ownKubectl(
+							...["rollout", "restart", `deployment/etcd-${NAME}`],
+						);
+						await rolledOut();
+						for (const name of await podNames())
+							expect(before).not.toContain(name);
+					}
+				},
+			);
 			expect(report.requests).toBeGreaterThan(500);
 			expect(report.events).toBeGreaterThan(200);
 			expect(report.failures).toEqual([]);
@@ -509,7 +624,9 @@ describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 				(await pods()).map((pod) => pod.spec.containers[0].command[0]);
 			const key = ["get", "--print-value-only", "/moved"];
 
-			const there = await underLoad("gateway to etcd", () => move(etcdImage));
+			const there = await underLoad(cluster, "gateway to etcd", () =>
+				move(etcdImage),
+			);
 			expect(await program()).toEqual(Array(3).fill("/usr/local/bin/etcd"));
 			const tenant = await tenantClient(cluster);
 			await etcdctl(cluster, tenant, ["put", "/moved", "through etcd"]);
@@ -519,7 +636,9 @@ describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 				) ?? [];
 			await etcdctl(cluster, tenant, ["put", "/leased", "", "--lease", lease]);
 
-			const back = await underLoad("etcd to gateway", () => move(programImage));
+			const back = await underLoad(cluster, "etcd to gateway", () =>
+				move(programImage),
+			);
 			expect(await program()).toEqual(
 				Array(3).fill("/usr/local/bin/etcdproxy-controller"),
 			);

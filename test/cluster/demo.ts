@@ -1,10 +1,13 @@
 /** The main job from beginning to end: an EtcdStorage becomes the storage of a real API server. */
+import { readFileSync } from "node:fs";
 import { exists, readdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import type { EtcdStorage } from "../../etcdstorage.ts";
 import { flags } from "../../options.ts";
 import { Authority, type Certificate } from "./certificates.ts";
 import { compileController } from "./compile.ts";
 import { sharedLibraries } from "./images.ts";
+import type { LoadReport } from "./load.ts";
 import type { Cluster } from "./node.ts";
 import { etcdImage, programImage } from "./nodeconfig.ts";
 import { type Child, type Log, run, silent } from "./processes.ts";
@@ -47,11 +50,13 @@ export interface Demo {
 
 /**
  * Brings everything up and checks what a user relies on.
+ * @param spec what the EtcdStorage has besides, or instead of, what artifacts/etcdstorage says
  * @throws Error at the first thing that is not so
  */
 export async function runDemo(
 	cluster: Cluster,
 	log: Log = silent,
+	spec: Partial<EtcdStorage["spec"]> = {},
 ): Promise<Demo> {
 	const binary = await step(log, "controller and gateway compiled", () =>
 		compileController(join(cluster.dir, "etcdproxy-controller")),
@@ -79,7 +84,7 @@ export async function runDemo(
 	);
 	await step(log, `EtcdStorage ${storage} is Ready`, async () => {
 		await applyFile(cluster, "demo/00-namespace.yaml");
-		await applyFile(cluster, "etcdstorage/example-etcdstorage.yaml");
+		await applyStorage(cluster, spec);
 		await waitFor(cluster, "Ready", `etcdstorage/${storage}`).catch(
 			(error: Error) => {
 				throw new Error(`${error.message}\n${controller.logTail()}`, {
@@ -120,6 +125,29 @@ async function apply(cluster: Cluster, manifest: string): Promise<void> {
 		manifest,
 	);
 	await cluster.kubectl(["apply", "--filename=-"], local);
+}
+
+async function applyStorage(
+	cluster: Cluster,
+	spec: Partial<EtcdStorage["spec"]>,
+): Promise<void> {
+	const example = await readFile(
+		join(artifacts, "etcdstorage/example-etcdstorage.yaml"),
+		"utf8",
+	);
+	const patch = `--patch=${JSON.stringify({ spec })}`;
+	const patched = await cluster.kubectl(
+		[
+			"patch",
+			"--local",
+			"--type=merge",
+			patch,
+			"--filename=-",
+			"--output=json",
+		],
+		example,
+	);
+	await apply(cluster, patched);
 }
 
 /** Namespace, CRD and RBAC of artifacts/deployment; the controller itself runs outside the cluster. */
@@ -175,6 +203,49 @@ export async function startController(
 		`--etcd-proxy-image=${programImage}`,
 		...more,
 	]);
+}
+
+/**
+ * Runs a program of this folder in the cluster's network while something happens.
+ * @param name of its log
+ * @returns what its last line says
+ * @throws Error when `action` does, or when the program has crashed
+ */
+export async function meanwhile<Report>(
+	cluster: Cluster,
+	name: string,
+	file: "load.ts" | "laws.ts",
+	action: (program: Child) => Promise<unknown>,
+): Promise<Report> {
+	const program = cluster.spawn(name, [
+		...[process.execPath, join(import.meta.dirname, file)],
+		cluster.kubeconfig,
+	]);
+	try {
+		await action(program);
+	} finally {
+		await program.stop("SIGTERM", 60_000);
+	}
+	const lines = readFileSync(program.logFile, "utf8").trimEnd().split("\n");
+	const report = JSON.parse(lines.at(-1) ?? "");
+	if ("crashed" in report) throw new Error(`${file}: ${report.crashed}`);
+	return report;
+}
+
+/** What becomes of a constant load on the API server while something happens. It is printed. */
+export async function underLoad(
+	cluster: Cluster,
+	what: string,
+	action: () => Promise<unknown>,
+): Promise<LoadReport> {
+	const name = `load-${what.replaceAll(/\W+/g, "-")}`;
+	const report = await meanwhile<LoadReport>(cluster, name, "load.ts", action);
+	const { failures, missed, ...figures } = report;
+	console.log(
+		`${what}: ${JSON.stringify(figures)}, ${failures.length} failed, ${missed.length} missed`,
+	);
+	for (const one of [...failures, ...missed].slice(0, 20)) console.log(one);
+	return report;
 }
 
 /** @throws Error with the object's conditions when it does not come to that in `seconds` */

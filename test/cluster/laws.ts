@@ -7,11 +7,9 @@
  */
 import { X509Certificate } from "node:crypto";
 import { readFileSync, readlinkSync } from "node:fs";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import type { EtcdStorage } from "../../etcdstorage.ts";
 import { BACKDATE, type Domain, domains } from "../../lifetimes.ts";
+import { type Credentials, connect } from "./handshake.ts";
 import { type User, user } from "./load.ts";
 import { processesWith } from "./processes.ts";
 
@@ -39,8 +37,8 @@ export interface SeenRotation {
 	made: string;
 	/** All who verify are known to have loaded it. */
 	confirmed?: number;
-	/** No other is trusted any more. */
-	alone?: number;
+	/** It has expired, and is in no bundle any more. */
+	retired?: number;
 	/** Whom it waited for. */
 	waits: string[];
 }
@@ -51,31 +49,16 @@ const TENANT = "k8s-sample-apiserver";
 const HOST = `etcd-${NAME}.${NAMESPACE}.svc`;
 /** Between two looks. */
 const PAUSE_MS = 1_000;
-/** A handshake is over after that on the busiest machine. */
-const HANDSHAKE_MS = 20_000;
-
-/** The connection preface, SETTINGS and a PING, which only a client that has been accepted is answered: RFC 9113, 3.4, 6.5, 6.7. */
-const hello = Buffer.concat([
-	Buffer.from("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
-	Buffer.from("000000040000000000", "hex"),
-	Buffer.from("0000080600000000000000000000000000", "hex"),
-]);
-const pong = Buffer.from("00000806010000000000", "hex").subarray(0, 9);
-
 // biome-ignore lint/suspicious/noExplicitAny: whatever the API server answers; single fields of it are looked at
 type Json = any;
 
-/** What a client has: PEM. */
-interface Credentials {
+/** Somebody whom the proxies serve. */
+interface Client extends Credentials {
 	who: string;
-	bundle: string;
-	certificate: string;
-	key: string;
 }
 
 class Laws {
 	readonly #user: User;
-	readonly #dir: string;
 	/** Bundles by process of the API server, as it has read them. */
 	readonly #loaded = new Map<number, string>();
 	readonly #leaves = { server: new Set<string>(), client: new Set<string>() };
@@ -90,9 +73,8 @@ class Laws {
 		conditions: [],
 	};
 
-	constructor(user: User, dir: string) {
+	constructor(user: User) {
 		this.#user = user;
-		this.#dir = dir;
 	}
 
 	stop(): void {
@@ -120,15 +102,18 @@ class Laws {
 	async #look(): Promise<void> {
 		this.#noteApiServers();
 		const core = (namespace: string) => `/api/v1/namespaces/${namespace}`;
-		const [storage, pods, configMap, secret, server] = await Promise.all([
+		const [storage, pods, configMap, copy, secret, server] = await Promise.all([
 			this.#get(`/apis/etcd.xmudrii.com/v1alpha1/etcdstorages/${NAME}`),
 			this.#get(`${core(NAMESPACE)}/pods?labelSelector=apiserver%3D${NAME}`),
 			this.#get(`${core(TENANT)}/configmaps/etcd-serving-ca`),
+			this.#get(`${core(NAMESPACE)}/configmaps/${NAME}-ca-cert`),
 			this.#get(`${core(TENANT)}/secrets/etcd-client-cert`),
 			this.#get(`${core(NAMESPACE)}/secrets/${NAME}-server-cert`),
 		]);
 		const text = (data: string) => Buffer.from(data, "base64").toString();
 		this.#noteStatus(storage);
+		this.#noteBundle("client", copy.data["client-ca.crt"]);
+		this.#noteBundle("serving", configMap.data["serving-ca.crt"]);
 		this.#leaves.server.add(server.data["tls.crt"]);
 		this.#leaves.client.add(secret.data["tls.crt"]);
 		const clients = [
@@ -160,7 +145,7 @@ class Laws {
 			}
 	}
 
-	#apiServers(): Credentials[] {
+	#apiServers(): Client[] {
 		return [...this.#loaded].flatMap(([pid, bundle]) => {
 			// A kubelet replaces the folder: certificate and key must be of the same one.
 			const folder = linkOf(pid, "/etcd/client/..data");
@@ -171,9 +156,9 @@ class Laws {
 		});
 	}
 
-	async #check(client: Credentials, pod: Json): Promise<void> {
+	async #check(client: Client, pod: Json): Promise<void> {
 		const { name } = pod.metadata;
-		const refusal = await this.#handshake(client, pod.status.podIP);
+		const refusal = await connect(client, HOST, pod.status.podIP);
 		if (refusal !== undefined) {
 			const path = `/api/v1/namespaces/${NAMESPACE}/pods/${name}`;
 			const now = await this.#get(path).catch(() => undefined);
@@ -182,7 +167,7 @@ class Laws {
 			if (/^API server (\d+)/.test(client.who) && isGone(client.who)) return;
 			const shown = new X509Certificate(client.certificate);
 			this.#say(
-				`${client.who} (${certificatesIn(client.bundle)} CAs, certificate of ${shown.issuer.replaceAll("\n", " ")} until ${shown.validTo}) at ${name}: ${refusal}`,
+				`${client.who} (${certificatesOf(client.bundle).length} CAs, certificate of ${shown.issuer.replaceAll("\n", " ")} until ${shown.validTo}) at ${name}: ${refusal}`,
 			);
 		}
 		this.report.handshakes++;
@@ -194,52 +179,15 @@ class Laws {
 		console.log(`violation: ${line}`);
 	}
 
-	/** @returns why there is no connection that both sides accept */
-	async #handshake(
-		{ bundle, certificate, key }: Credentials,
-		address: string,
-	): Promise<string | undefined> {
-		const dir = await mkdtemp(join(this.#dir, "client-"));
-		const file = async (name: string, text: string) => {
-			const path = join(dir, name);
-			await writeFile(path, text, { mode: 0o600 });
-			return path;
-		};
-		const [ca, leaf, keyFile] = await Promise.all([
-			file("ca", bundle),
-			file("leaf", certificate),
-			file("key", key),
-		]);
-		const more = certificate.replace(/^[\s\S]*?-----END CERTIFICATE-----\n?/, "");
-		const chain =
-			more.trim() === "" ? [] : ["-cert_chain", await file("chain", more)];
-		const child = Bun.spawn(
-			[
-				...["openssl", "s_client", "-connect", `${address}:2379`],
-				...["-servername", HOST, "-verify_hostname", HOST, "-alpn", "h2"],
-				...["-CAfile", ca, "-verify_return_error", "-x509_strict", "-quiet"],
-				...["-cert", leaf, "-key", keyFile, ...chain],
-			],
-			{ stdin: "pipe", stdout: "pipe", stderr: "pipe" },
-		);
-		const timer = setTimeout(() => child.kill(), HANDSHAKE_MS);
-		try {
-			child.stdin.write(hello);
-			await child.stdin.flush();
-			let answer = Buffer.alloc(0);
-			for await (const chunk of child.stdout) {
-				answer = Buffer.concat([answer, chunk]);
-				if (answer.includes(pong)) return undefined;
-			}
-			const errors = await child.stderr.text();
-			return errors.trim().split("\n").slice(-6).join(" | ");
-		} catch (error) {
-			return (error as Error).message;
-		} finally {
-			clearTimeout(timer);
-			child.kill();
-			await child.exited;
-			await rm(dir, { recursive: true, force: true });
+	#noteBundle(domain: Domain, bundle: string): void {
+		const list = this.report.rotations[domain];
+		const trusted = certificatesOf(bundle).map(({ subject }) => subject);
+		for (const [index, seen] of list.entries()) {
+			// The newest may not be in it yet.
+			if (seen.retired !== undefined || index === list.length - 1) continue;
+			if (trusted.some((one) => one.includes(seen.generation))) continue;
+			seen.retired = (Date.now() - Date.parse(seen.made)) / 1000;
+			console.log(`${domain}: ${seen.generation} retired`);
 		}
 	}
 
@@ -271,7 +219,6 @@ class Laws {
 			}
 			const after = (Date.parse(since) - Date.parse(seen.made)) / 1000;
 			if (phase === "Retire") seen.confirmed ??= after;
-			if (phase === "Steady") seen.alone ??= after;
 			for (const wait of waitingFor) {
 				const who = wait.replace(/\b([a-z0-9]{5,10}-[a-z0-9]{5})\b/, "*");
 				if (seen.waits.includes(who)) continue;
@@ -288,8 +235,10 @@ const isReady = ({ metadata, status }: Json): boolean =>
 		(one: Json) => one.type === "Ready" && one.status === "True",
 	);
 
-const certificatesIn = (bundle: string) =>
-	bundle.split("-----BEGIN CERTIFICATE-----").length - 1;
+const certificatesOf = (bundle: string): X509Certificate[] =>
+	bundle
+		.split(/(?=-----BEGIN CERTIFICATE-----)/)
+		.map((pem) => new X509Certificate(pem));
 
 const isGone = (who: string) =>
 	!processesWith("--etcd-certfile=/etcd/client/tls.crt").includes(
@@ -313,15 +262,10 @@ function gone<T>(read: () => T): T | undefined {
 }
 
 async function main(): Promise<void> {
-	const dir = await mkdtemp(join(tmpdir(), "etcdproxy-laws-"));
-	try {
-		const laws = new Laws(await user(process.argv[2] ?? ""), dir);
-		process.once("SIGTERM", () => laws.stop());
-		await laws.run();
-		console.log(JSON.stringify(laws.report));
-	} finally {
-		await rm(dir, { recursive: true, force: true });
-	}
+	const laws = new Laws(await user(process.argv[2] ?? ""));
+	process.once("SIGTERM", () => laws.stop());
+	await laws.run();
+	console.log(JSON.stringify(laws.report));
 }
 
 if (import.meta.main)

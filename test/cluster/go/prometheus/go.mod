@@ -1,4 +1,6 @@
 // Pinned source of promtool, which checks alert rules (see ../../binaries.ts).
+// Updated by: go get -tags=remove_all_sd,netgo -tool github.com/prometheus/prometheus/cmd/promtool@VERSION
+// Without the tags it would need the modules of everything that Prometheus can find targets with.
 module etcdproxy-controller/cluster/prometheus
 
 go 1.26.0
