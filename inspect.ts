@@ -198,6 +198,8 @@ function never(): Promise<never> {
 	return Promise.reject(new Error("this command writes nothing"));
 }
 
+/** The controller's, in its namespace: artifacts/deployment. */
+const SERVICE_ACCOUNT = "etcdproxy-controller-sa";
 /** How many EtcdStorages are looked at at once. */
 const CONCURRENCY = 8;
 
@@ -329,10 +331,16 @@ class Inspection {
 			found,
 			async (storage): Promise<Shown> => {
 				const { namespace } = this.#options;
-				if (this.#blind) return shownByStatus(storage, namespace);
+				if (this.#blind)
+					return shownByStatus(storage, namespace, this.#context.now());
 				const spec = readSpec(storage);
 				if ("invalid" in spec)
-					return shownOnly(storage, namespace, invalidSpec(spec.invalid));
+					return shownOnly(
+						storage,
+						namespace,
+						invalidSpec(spec.invalid),
+						this.#context.now(),
+					);
 				const seen = await this.#see(storage, spec);
 				return shown(seen, await this.#surroundings(seen));
 			},
@@ -367,7 +375,15 @@ class Inspection {
 	}
 
 	get incomplete(): boolean {
-		return this.#kube.denied.size > 0 || this.#failures.length > 0;
+		return (
+			this.#unlisted.length + this.#denied.length + this.#failures.length > 0
+		);
+	}
+
+	/** What the controller itself may not do is what the report is about, and nothing that it lacks. */
+	get #denied(): string[] {
+		const own = `"system:serviceaccount:${this.#options.namespace}:${SERVICE_ACCOUNT}"`;
+		return [...this.#kube.denied].filter((message) => !message.includes(own));
 	}
 
 	#notes(): string[] {
@@ -379,12 +395,12 @@ class Inspection {
 				: [
 						`this machine's clock is ${formatDuration(Math.abs(skewMs))} ${way} the API server's, which is used instead`,
 					]),
-			...[...this.#kube.denied].map((message) => `not permitted: ${message}`),
+			...this.#denied.map((message) => `not permitted: ${message}`),
 			...(this.#blind
 				? [
 						`without ${this.#unlisted.join(", ")} in namespace ${this.#options.namespace}, only what the controller has said in status can be told`,
 					]
-				: this.#kube.denied.size > 0
+				: this.#denied.length > 0
 					? [
 							"what could not be read is judged as the controller would judge it without that right; it may have it",
 						]

@@ -34,6 +34,7 @@ import type { Problem } from "./status.ts";
 import {
 	type Break,
 	breaks,
+	expiry,
 	issuerOf,
 	knownToAll,
 	type Presented,
@@ -402,7 +403,7 @@ export interface Shown {
 	/** `cluster`: read now. `status`: the dates that the controller has told; who trusts whom is not known. */
 	source: "cluster" | "status";
 	domains: ShownDomain[];
-	/** If nothing is done any more, the earliest first. */
+	/** If nothing is done any more, the earliest first; with the source `status`, at the latest. */
 	breaks: ShownBreak[];
 	problems: Trouble[];
 }
@@ -751,9 +752,21 @@ export function shownCore(
 }
 
 /** The dates that the controller has told, for who may not read the certificates. */
-export function shownByStatus(storage: EtcdStorage, namespace: string): Shown {
+export function shownByStatus(
+	storage: EtcdStorage,
+	namespace: string,
+	now: number,
+): Shown {
 	const { name } = storage.metadata;
 	const { certificates = [] } = storage.status ?? {};
+	const isSigner = (id: string) =>
+		domains.some((domain) => id === `${domain}-signer`);
+	const ends = certificates
+		.filter((one) => !isSigner(one.name))
+		.map((one) => ({ id: one.name, at: Date.parse(one.notAfter) }))
+		.filter(({ at }) => !Number.isNaN(at))
+		.map(({ id, at }) => expiry(id, leafDomain(id), at, now))
+		.sort((a, b) => a.at - b.at);
 	return {
 		name,
 		endpoint: endpoint(name, namespace),
@@ -772,7 +785,7 @@ export function shownByStatus(storage: EtcdStorage, namespace: string): Shown {
 				verifiers: [],
 				certificates: certificates
 					.filter((one) =>
-						domains.some((other) => one.name === `${other}-signer`)
+						isSigner(one.name)
 							? one.name === `${domain}-signer`
 							: leafDomain(one.name) === domain,
 					)
@@ -785,7 +798,7 @@ export function shownByStatus(storage: EtcdStorage, namespace: string): Shown {
 					})),
 			};
 		}),
-		breaks: [],
+		breaks: ends.map((one) => ({ ...one, at: time(one.at) })),
 		problems: [],
 	};
 }
@@ -795,7 +808,8 @@ export const shownOnly = (
 	storage: EtcdStorage,
 	namespace: string,
 	problems: Problem[],
+	now: number,
 ): Shown => ({
-	...shownByStatus(storage, namespace),
+	...shownByStatus(storage, namespace, now),
 	problems: troubles(problems),
 });

@@ -350,7 +350,9 @@ function chain(one: Shown, core: ShownBreak[], now: string): string[] {
 		left(life, now),
 	];
 	section(
-		"What breaks when, if nothing is done any more",
+		one.source === "status"
+			? "What breaks at the latest when, if nothing is done any more"
+			: "What breaks when, if nothing is done any more",
 		["AT", "", "WHAT"],
 		[...one.breaks, ...core]
 			.sort((a, b) => (a.at < b.at ? -1 : 1))

@@ -192,6 +192,26 @@ export function breaks(
 		.sort((a, b) => a.at - b.at);
 }
 
+/** Of a certificate of which nothing is known but its end: what breaks then, at the latest. */
+export const expiry = (
+	id: string,
+	domain: Domain,
+	notAfter: number,
+	now: number,
+): Break => {
+	const already = notAfter <= now;
+	const one: Break = {
+		at: notAfter,
+		already,
+		domain,
+		certificates: [id],
+		refusedBy: [everybody[domain]],
+		message: "",
+	};
+	const because = `${id} ${already ? "has expired" : "expires"}`;
+	return { ...one, message: tell(one, domain, because) };
+};
+
 /** What ends, or is missing. */
 function reasonOf(
 	id: string,

@@ -468,7 +468,9 @@ describe("with an EtcdStorage in each phase", () => {
 			const certs = await execute([...source, "certs", "spread"], kubeconfig);
 			expect(certs.code).toBe(1);
 			expect(certs.stdout).toMatch(/^ {4}server +- +- +20/m);
-			expect(certs.stdout).not.toContain("What breaks when");
+			expect(certs.stdout).toMatch(
+				/\n {2}What breaks at the latest when, .*\n.*\n(.*\n)* {4}\d{4}-\S+ \S+ {2}in 30d \S+ +server expires: the endpoint is refused by every API server\n/,
+			);
 		}, 20_000);
 
 		test("to read targets, the rest is told", async () => {

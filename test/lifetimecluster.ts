@@ -24,7 +24,7 @@ export class Conflict extends Error {}
 export class Refused extends Error {}
 
 /** A pod of the workload that serves the tenant. */
-export interface Proxy {
+export interface ProxyPod {
 	name: string;
 	/** What it verifies clients with now. */
 	bundle: string;
@@ -67,7 +67,7 @@ export class Cluster {
 	now: number;
 	readonly kind: Setting["proxies"];
 	readonly apiServers: ApiServer[];
-	proxies: Proxy[] = [];
+	proxies: ProxyPod[] = [];
 	readonly health = new Map<string, Health>();
 	/** When it was made whole. */
 	readonly healedAt = new Map<string, number>();
@@ -224,7 +224,7 @@ export class Cluster {
 	}
 
 	/** Files keep their content when an object is gone. */
-	#bring(proxy: Proxy): void {
+	#bring(proxy: ProxyPod): void {
 		proxy.chain = this.data(SERVER_CERT)?.["tls.crt"] ?? proxy.chain;
 		if (this.kind === "gateway")
 			proxy.bundle = this.data(CLIENT_CA)?.["client-ca.crt"] ?? proxy.bundle;

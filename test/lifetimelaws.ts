@@ -14,7 +14,7 @@ import {
 	leafOf,
 	MINUTE,
 	type Process,
-	type Proxy,
+	type ProxyPod,
 	SERVER_CERT,
 	signerOf,
 } from "./lifetimecluster.ts";
@@ -34,7 +34,7 @@ const TOLD = "told of as behind, and harmless no longer";
 
 interface Pair {
 	domain: Domain;
-	proxy: Proxy;
+	proxy: ProxyPod;
 	api: ApiServer;
 	process: Process;
 	chain: string;
@@ -47,7 +47,7 @@ export class Laws {
 	/** Of each domain, what was said last. */
 	readonly #told: Partial<Record<Domain, Rotation>> = {};
 	/** Verifiers that were told of as behind, until the instant that was said to be harmless: excused until they start again. */
-	readonly #behind = new WeakMap<Process | Proxy, string>();
+	readonly #behind = new WeakMap<Process | ProxyPod, string>();
 	/** Pairs that fail since a moment ago, which the next visit will tell of, where an emergency took everybody by surprise. */
 	readonly #failing = new Map<string, { pair: Pair; since: number }>();
 	/** Since when a domain's signer is damaged or was not there for too long; until the replacement is confirmed. */

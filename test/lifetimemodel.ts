@@ -53,6 +53,8 @@ class World {
 	#visits = 0;
 	#requests = 0;
 	#quietUntil = 0;
+	/** Shorter validities would only make the run longer. */
+	readonly #shortestEver: number;
 	readonly log: string[] = [];
 
 	constructor({ setting }: Script) {
@@ -65,6 +67,7 @@ class World {
 			requests: { client: {}, serving: {} },
 			warnings: [],
 		};
+		this.#shortestEver = Math.min(...Object.values(setting.validity)) / 2;
 		this.#cluster = new Cluster(setting, START);
 		this.#issuer = new Issuer(setting.seed);
 		this.#laws = new Laws(this.#cluster, this.#issuer);
@@ -208,68 +211,79 @@ class World {
 		};
 		switch (act.do) {
 			case "nothing":
-				return;
+				break;
 			case "crash":
-				return this.#down([controllerAt(act.controller)], act.downMs);
+				this.#down([controllerAt(act.controller)], act.downMs);
+				break;
 			case "outage":
-				return this.#down(
-					this.#controllers,
-					act.lives * this.#spec.validity.signing,
-				);
+				this.#down(this.#controllers, act.lives * this.#spec.validity.signing);
+				break;
 			case "pause":
-				return controllerAt(act.controller).pause(act.ms);
+				controllerAt(act.controller).pause(act.ms);
+				break;
 			case "second": {
 				const second = controllerAt(1);
 				if (second.up && !act.on) second.crash(0);
 				second.up = act.on;
-				return second.wake();
+				second.wake();
+				break;
 			}
 			case "skew": {
 				const one = controllerAt(act.controller);
 				one.forget();
 				one.skew = Math.round(act.part * Math.min(SKEW, this.#shortest / 50));
-				return;
+				break;
 			}
 			case "lag":
 				controllerAt(act.controller).lag = act.ms;
-				return;
+				break;
 			case "wake":
-				return controllerAt(act.controller).wake(0);
+				controllerAt(act.controller).wake(0);
+				break;
 			case "fail":
 				controllerAt(0).failAfter = { writes: act.writes, done: act.done };
-				return;
+				break;
 			case "health":
-				return cluster.setHealth(
+				cluster.setHealth(
 					(act.of === "bundle" ? bundleOf : leafOf)(apiAt(act.api).namespace),
 					act.health,
 				);
+				break;
 			case "heal":
-				return this.#heal();
+				this.#heal();
+				break;
 			case "consumer":
 				Object.assign(apiAt(act.api), {
 					named: act.named,
 					permission: act.permission,
 				});
-				return cluster.rollOut(apiAt(act.api));
+				cluster.rollOut(apiAt(act.api));
+				break;
 			case "stick":
 				apiAt(act.api).stuck = act.on;
-				return cluster.rollOut(apiAt(act.api));
+				cluster.rollOut(apiAt(act.api));
+				break;
 			case "restart":
-				return cluster.restart(apiAt(act.api));
+				cluster.restart(apiAt(act.api));
+				break;
 			case "restartProcess":
-				return cluster.restartProcess(apiAt(act.api));
+				cluster.restartProcess(apiAt(act.api));
+				break;
 			case "deleteProxy":
-				return cluster.deleteProxy(act.index);
+				cluster.deleteProxy(act.index);
+				break;
 			case "damage":
-				return this.#damage(act.domain, act.what);
+				this.#damage(act.domain, act.what);
+				break;
 			case "delete":
-				if (act.what === "bundles" && this.#isBundleNeeded()) return;
-				return cluster.tamper(
+				if (act.what === "bundles" && this.#isBundleNeeded()) break;
+				cluster.tamper(
 					{ bundles: CLIENT_CA, server: SERVER_CERT, deployment: DEPLOYMENT }[
 						act.what
 					],
 					undefined,
 				);
+				break;
 			case "validity": {
 				const { validity } = this.#spec;
 				const changed = Math.round(validity[act.of] * act.factor);
@@ -277,10 +291,13 @@ class World {
 					...this.#spec,
 					validity: {
 						...validity,
-						[act.of]: Math.max(2 * HOUR, Math.min(3650 * DAY, changed)),
+						[act.of]: Math.max(
+							this.#shortestEver,
+							Math.min(3650 * DAY, changed),
+						),
 					},
 				};
-				return;
+				break;
 			}
 			case "rotate":
 			case "compromised": {
@@ -301,7 +318,7 @@ class World {
 					...this.#spec,
 					requests: { ...this.#spec.requests, [act.domain]: requests },
 				};
-				return;
+				break;
 			}
 		}
 	}

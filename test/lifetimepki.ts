@@ -102,7 +102,8 @@ export class Issuer {
 		const [leaf, ...others] = this.read(chain) ?? [];
 		const anchors = this.read(bundle) ?? [];
 		const paths: CertificateFacts[][] = [];
-		for (const anchor of leaf ? anchors : []) {
+		if (!leaf) return [];
+		for (const anchor of anchors) {
 			if (this.#issued(leaf, anchor)) paths.push([leaf, anchor]);
 			for (const cross of others)
 				if (this.#issued(leaf, cross) && this.#issued(cross, anchor))
@@ -117,8 +118,8 @@ export class Issuer {
 		return found;
 	}
 
-	#issued(facts: CertificateFacts | undefined, ca: CertificateFacts): boolean {
-		return facts !== undefined && ca.isCA && this.isSignedBy(facts, ca);
+	#issued(facts: CertificateFacts, ca: CertificateFacts): boolean {
+		return ca.isCA && this.isSignedBy(facts, ca);
 	}
 
 	#sign(

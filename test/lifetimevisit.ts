@@ -2,7 +2,7 @@
  * The controller over a simulated cluster: what it sees, decided by the real core, and its writes one after another.
  * The order is visit.ts's.
  */
-import { formatDuration, type Spec } from "../etcdstorage.ts";
+import { formatDuration, type Requests, type Spec } from "../etcdstorage.ts";
 import {
 	type Domain,
 	domains,
@@ -17,7 +17,6 @@ import {
 	type Found,
 	newest,
 	type Reach,
-	type Requests,
 	type Signers,
 	spreading,
 	type Wait,
@@ -218,7 +217,7 @@ export class Controller {
 		const spec = this.#spec();
 		const now = cluster.now + this.skew;
 		const seenAt = cluster.now - this.lag;
-		const seen = this.#observe(spec, now);
+		const seen = this.#observe(now);
 		const { observed, targets } = seen;
 		const plan = decide(spec, NAMESPACE, observed, now);
 		const signers = {} as Record<Domain, Signers>;
@@ -325,7 +324,7 @@ export class Controller {
 		return wrote && wrote.version > cached.version ? wrote : cached;
 	}
 
-	#observe(spec: Spec, now: number): Seen {
+	#observe(now: number): Seen {
 		const cluster = this.#cluster;
 		const secrets = {
 			client: this.#own(signerOf("client")),

@@ -299,7 +299,7 @@ describe("plan", () => {
 				{ certificate: "client/api/x-signer" },
 			],
 		});
-		const certs = shownByStatus(said, NAMESPACE);
+		const certs = shownByStatus(said, NAMESPACE, NOW);
 		expect(
 			certs.domains.map(({ domain, phase, certificates }) => [
 				domain,
@@ -309,6 +309,16 @@ describe("plan", () => {
 		).toEqual([
 			["client", "unknown", ["client/api/x-signer"]],
 			["serving", "Spread", ["serving-signer"]],
+		]);
+		expect(certs.breaks).toEqual([
+			{
+				at: "2026-12-13T12:00:00Z",
+				already: false,
+				domain: "client",
+				certificates: ["client/api/x-signer"],
+				refusedBy: ["every proxy"],
+				message: "client/api/x-signer expires: it is refused by every proxy",
+			},
 		]);
 	});
 });
@@ -885,14 +895,19 @@ describe("as text", () => {
 			"",
 		]);
 		expect(
-			shownOnly(storage, NAMESPACE, [
-				{
-					condition: "Deployed",
-					reason: "InvalidSpec",
-					message: "spec.replicas 0",
-					userError: true,
-				},
-			]).problems,
+			shownOnly(
+				storage,
+				NAMESPACE,
+				[
+					{
+						condition: "Deployed",
+						reason: "InvalidSpec",
+						message: "spec.replicas 0",
+						userError: true,
+					},
+				],
+				NOW,
+			).problems,
 		).toEqual([
 			{ reason: "InvalidSpec", message: "spec.replicas 0", person: true },
 		]);

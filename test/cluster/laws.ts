@@ -20,8 +20,9 @@ export interface LawsReport {
 	handshakes: number;
 	/** "time proxy, bundle, client: what openssl says" of those that did not. */
 	violations: string[];
-	/** Processes of the API server. */
+	/** Processes of the API server, and pods of the proxies. */
 	apiServers: number;
+	proxies: number;
 	/** Different certificates in the Secrets. */
 	leaves: { server: number; client: number };
 	/** Each signer once, in order. */
@@ -61,6 +62,7 @@ class Laws {
 	readonly #user: User;
 	/** Bundles by process of the API server, as it has read them. */
 	readonly #loaded = new Map<number, string>();
+	readonly #proxies = new Set<string>();
 	readonly #leaves = { server: new Set<string>(), client: new Set<string>() };
 	#stopped = false;
 	readonly report: LawsReport = {
@@ -68,6 +70,7 @@ class Laws {
 		handshakes: 0,
 		violations: [],
 		apiServers: 0,
+		proxies: 0,
 		leaves: { server: 0, client: 0 },
 		rotations: { client: [], serving: [] },
 		conditions: [],
@@ -86,6 +89,7 @@ class Laws {
 			await this.#look();
 			await Bun.sleep(PAUSE_MS);
 		}
+		this.report.proxies = this.#proxies.size;
 		this.report.leaves = {
 			server: this.#leaves.server.size,
 			client: this.#leaves.client.size,
@@ -114,6 +118,7 @@ class Laws {
 		this.#noteStatus(storage);
 		this.#noteBundle("client", copy.data["client-ca.crt"]);
 		this.#noteBundle("serving", configMap.data["serving-ca.crt"]);
+		for (const { metadata } of pods.items) this.#proxies.add(metadata.name);
 		this.#leaves.server.add(server.data["tls.crt"]);
 		this.#leaves.client.add(secret.data["tls.crt"]);
 		const clients = [
@@ -218,7 +223,10 @@ class Laws {
 				console.log(`${domain}: signer ${generation} made at ${made}`);
 			}
 			const after = (Date.parse(since) - Date.parse(seen.made)) / 1000;
-			if (phase === "Retire") seen.confirmed ??= after;
+			if (phase === "Retire" && seen.confirmed === undefined) {
+				seen.confirmed = after;
+				console.log(`${domain}: ${generation} confirmed`);
+			}
 			for (const wait of waitingFor) {
 				const who = wait.replace(/\b([a-z0-9]{5,10}-[a-z0-9]{5})\b/, "*");
 				if (seen.waits.includes(who)) continue;

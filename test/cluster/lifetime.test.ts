@@ -3,6 +3,7 @@
  * renewed under load, while the controller is killed and gateways are deleted. LIFETIME_MINUTES=30 makes it a long run.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
 import type { EtcdStorage } from "../../etcdstorage.ts";
 import { type Domain, domains } from "../../lifetimes.ts";
@@ -16,9 +17,9 @@ import {
 	waitFor,
 } from "./demo.ts";
 import type { LawsReport } from "./laws.ts";
-import type { LoadReport } from "./load.ts";
+import { CONCURRENCY, type LoadReport } from "./load.ts";
 import { type Cluster, startCluster } from "./node.ts";
-import { etcdImage, programImage } from "./nodeconfig.ts";
+import { etcdImage } from "./nodeconfig.ts";
 import { obstacle } from "./prerequisites.ts";
 import type { Child } from "./processes.ts";
 import { terminalLog } from "./steps.ts";
@@ -90,7 +91,7 @@ describe.skipIf(reason !== undefined)("certificates for a lifetime", () => {
 		status.containerStatuses?.every((one: Json) => one.ready);
 	const flunder = (name: string) =>
 		cluster.kubectl(
-			["apply", "--filename=-"],
+			["apply", "--request-timeout=5s", "--filename=-"],
 			JSON.stringify({
 				apiVersion: "wardle.example.com/v1alpha1",
 				kind: "Flunder",
@@ -127,6 +128,10 @@ describe.skipIf(reason !== undefined)("certificates for a lifetime", () => {
 	};
 	const linesOf = (child: Child, pattern: RegExp) =>
 		readFileSync(child.logFile, "utf8").match(pattern)?.length ?? 0;
+
+	/** How many signers have come to that. */
+	const count = (laws: Child, domain: Domain, step: string) =>
+		linesOf(laws, new RegExp(`^${domain}: \\w+ ${step}$`, "gm"));
 
 	/** Until told to stop: the controller is killed at any moment, every other time in the middle of a phase. */
 	const killing = async (stopped: () => boolean): Promise<number> => {
@@ -174,14 +179,14 @@ describe.skipIf(reason !== undefined)("certificates for a lifetime", () => {
 			const acts = { kills: 0, deleted: 0 };
 			const { load, laws } = await observed("a lifetime", async (laws) => {
 				const chaos = Promise.all([killing(() => over), deleting(() => over)]);
-				const retired = (domain: Domain) =>
-					linesOf(laws, new RegExp(`^${domain}: .* retired$`, "gm"));
 				await until(
 					async () => {
 						laws.mustRun();
 						return (
 							performance.now() - start > LIFETIME &&
-							domains.every((domain) => retired(domain) >= REPLACEMENTS)
+							domains.every(
+								(domain) => count(laws, domain, "retired") >= REPLACEMENTS,
+							)
 						);
 					},
 					"signers have been replaced often enough",
@@ -230,14 +235,19 @@ describe.skipIf(reason !== undefined)("certificates for a lifetime", () => {
 				MINUTE,
 			);
 			await demo.controller.stop("SIGKILL");
-			const { certificates = [] } = (await storage()).status ?? {};
+			// Of the CAs, which outlive all that they have signed, there are several.
+			const { data } = await json(
+				...["get", "configmap", `${NAME}-ca-cert`, `--namespace=${NAMESPACE}`],
+			);
 			const last = Math.max(
-				...certificates.map((one) => Date.parse(one.notAfter)),
+				...Object.values<string>(data)
+					.flatMap((bundle) => bundle.split(/(?=-----BEGIN)/))
+					.map((pem) => Date.parse(new X509Certificate(pem).validTo)),
 			);
 			await until(
 				async () => Date.now() > last + SECOND,
 				"everything has expired",
-				2 * MINUTE,
+				SIGNER + MINUTE,
 			);
 			await until(
 				async () => !(await works("expired")),
@@ -292,11 +302,6 @@ describe.skipIf(reason !== undefined)("certificates for a lifetime", () => {
 			const { load, laws } = await observed(
 				"etcd's own proxy",
 				async (laws) => {
-					const before = await storage();
-					const generations = ({ status }: EtcdStorage) =>
-						(status?.certificates ?? []).flatMap(
-							({ rotation }) => rotation?.generation ?? [],
-						);
 					await patch({
 						metadata: {
 							annotations: {
@@ -305,33 +310,26 @@ describe.skipIf(reason !== undefined)("certificates for a lifetime", () => {
 							},
 						},
 					});
+					// In the short run, the former one is not waited for to expire.
+					const step = long ? "retired" : "confirmed";
 					await until(
 						async () => {
 							laws.mustRun();
-							const now = await storage();
-							const known = generations(before);
-							return (now.status?.certificates ?? []).every(
-								({ rotation }) =>
-									!rotation ||
-									(rotation.phase === "Retire" &&
-										!known.includes(rotation.generation)),
-							);
+							return domains.every((domain) => count(laws, domain, step) > 0);
 						},
-						"everybody has loaded both new CAs",
-						5 * MINUTE,
+						"both signers have been replaced",
+						SIGNER + 2 * MINUTE,
 					);
 				},
 			);
 			expect(laws.violations).toEqual([]);
 			expect(load.missed).toEqual([]);
-			expect(load.failures).toEqual([]);
-			demo.controller = await demo.controller
-				.stop()
-				.then(() =>
-					startController(cluster, demo.binary, [
-						`--etcd-proxy-image=${programImage}`,
-					]),
-				);
+			// It ends without draining: a write that is under way in it at that moment is not repeated by the API server.
+			expect(load.failures.length).toBeLessThanOrEqual(
+				laws.proxies * CONCURRENCY,
+			);
+			for (const failure of load.failures)
+				expect(failure).toContain("code = Unavailable");
 		},
 		10 * MINUTE,
 	);

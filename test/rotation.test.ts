@@ -1,0 +1,935 @@
+/**
+ * The replacement of signers, phase by phase, against a real API server without a kubelet: what a kubelet and the
+ * Deployment controller would tell is told by hand. Whether certificates are accepted is for openssl to say.
+ */
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { X509Certificate } from "node:crypto";
+import type { Consumer, EtcdStorage, RotationStatus } from "../etcdstorage.ts";
+import { Kube, loadKubeConfig } from "../kube.ts";
+import { type Domain, domains } from "../lifetimes.ts";
+import type { Data } from "../manifests.ts";
+import type { Phase } from "../rotation.ts";
+import { base64, opensslVerify, secretText } from "./client.ts";
+import {
+	apiServerNamespace,
+	eventsOf,
+	type Json,
+	NAMESPACE,
+	until,
+} from "./harness.ts";
+import { type Stage, stage } from "./stage.ts";
+
+const on = stage();
+const LONG = 120_000;
+
+const kubectl = (...args: string[]) => on.cluster.kubectl(args);
+const own = (...args: string[]) => kubectl("-n", NAMESPACE, ...args);
+const target = (name: string) => `k8s-${name}`;
+const merge = (patch: object) => ["--type=merge", "-p", JSON.stringify(patch)];
+
+/** The parts of a domain. */
+const parts = {
+	client: {
+		purpose: "sslclient",
+		bundle: (name: string) =>
+			["ConfigMap", `${name}-ca-cert`, NAMESPACE, "client-ca.crt"] as const,
+		leaf: (name: string) =>
+			["Secret", "etcd-client-cert", target(name)] as const,
+	},
+	serving: {
+		purpose: "sslserver",
+		bundle: (name: string) =>
+			["ConfigMap", "etcd-serving-ca", target(name), "serving-ca.crt"] as const,
+		leaf: (name: string) =>
+			["Secret", `${name}-server-cert`, NAMESPACE] as const,
+	},
+} as const;
+
+const rotate = (name: string, domain: Domain, reason = "audit") =>
+	kubectl(
+		...["annotate", "--overwrite", "etcdstorage", name],
+		`etcd.xmudrii.com/rotate-${domain}=${reason}`,
+	);
+
+async function rotation(
+	name: string,
+	domain: Domain,
+): Promise<RotationStatus | undefined> {
+	const storage: EtcdStorage = await on.api.get("EtcdStorage", name);
+	return storage.status?.certificates?.find(
+		(one) => one.name === `${domain}-signer`,
+	)?.rotation;
+}
+
+/** Waits until a domain of another CA than the given one is in a phase. */
+const reaches = (
+	name: string,
+	domain: Domain,
+	wanted: Phase,
+	{ not = "", waiting = /^/ }: { not?: string; waiting?: RegExp } = {},
+): Promise<RotationStatus> =>
+	until(
+		async () => {
+			const found = await rotation(name, domain);
+			return (
+				found?.phase === wanted &&
+				found.generation !== not &&
+				waiting.test(found.waitingFor?.join("; ") ?? "") &&
+				found
+			);
+		},
+		`the ${domain} CA of ${name} is in ${wanted}, waiting for ${waiting}`,
+		60_000,
+	);
+
+const generation = async (name: string, domain: Domain) =>
+	(await rotation(name, domain))?.generation ?? "";
+const signer = (name: string, domain: Domain): Promise<Data> =>
+	on.api.get("Secret", `${name}-${domain}-signer`);
+const bundle = async (name: string, domain: Domain): Promise<string> => {
+	const [kind, object, namespace, key] = parts[domain].bundle(name);
+	return (await on.api.get(kind, object, namespace))?.data?.[key] ?? "";
+};
+const leaf = async (name: string, domain: Domain): Promise<string> =>
+	secretText(await on.api.get(...parts[domain].leaf(name)), "tls.crt");
+const certificates = (pem: string) =>
+	pem
+		.split(/(?<=-----END CERTIFICATE-----\n)/)
+		.filter((one) => one !== "")
+		.map((one) => new X509Certificate(one));
+const accepts = (domain: Domain, chain: string, trusted: string) =>
+	opensslVerify(parts[domain].purpose, chain, trusted);
+
+/** Everything that was handed out, each text once, the oldest first. */
+interface Handed {
+	leaves: string[];
+	bundles: string[];
+	/** The CAs that were in `tls.crt` and in `next.crt`. */
+	current: string[];
+	next: string[];
+	/** How often there was no signer Secret. */
+	lost: number;
+}
+
+/** Looks over the API server's shoulder, until the test file ends. */
+async function record(
+	name: string,
+	{ cluster }: Pick<Stage, "cluster"> = on,
+): Promise<Record<Domain, Handed>> {
+	const kube = new Kube(loadKubeConfig(cluster.kubeconfig), {
+		fieldManager: "test",
+	});
+	const none = (): Handed => ({
+		...{ leaves: [], bundles: [], current: [], next: [], lost: 0 },
+	});
+	const handed = { client: none(), serving: none() };
+	const note = (list: string[], text: string | undefined) => {
+		if (text && !list.includes(text)) list.push(text);
+	};
+	const see = ({ kind, metadata, data }: Data) => {
+		for (const domain of domains) {
+			const [, configMap, , key] = parts[domain].bundle(name);
+			const [, secret] = parts[domain].leaf(name);
+			if (kind === "ConfigMap" && metadata.name === configMap)
+				note(handed[domain].bundles, data?.[key]);
+			if (kind === "Secret" && metadata.name === secret)
+				note(handed[domain].leaves, secretText({ data }, "tls.crt"));
+			if (kind === "Secret" && metadata.name === `${name}-${domain}-signer`) {
+				note(handed[domain].current, secretText({ data }, "tls.crt"));
+				note(handed[domain].next, secretText({ data }, "next.crt"));
+			}
+		}
+	};
+	const synced = (["ConfigMap", "Secret"] as const).flatMap((kind) =>
+		[NAMESPACE, target(name)].map(
+			(namespace) =>
+				new Promise<void>((resolve) => {
+					void kube.follow<Data>(kind, {
+						namespace,
+						onSync(objects) {
+							for (const one of objects) see(one);
+							resolve();
+						},
+						onEvent(type, object) {
+							if (type !== "DELETED") return see(object);
+							for (const domain of domains)
+								if (object.metadata.name === `${name}-${domain}-signer`)
+									handed[domain].lost++;
+						},
+						signal: ended.signal,
+					});
+				}),
+		),
+	);
+	await Promise.all(synced);
+	return handed;
+}
+const ended = new AbortController();
+afterAll(() => ended.abort());
+
+/** Expects of every certificate that was handed out that it was accepted with every bundle that was. */
+function expectAllAccepted(
+	domain: Domain,
+	{ leaves, bundles }: Handed,
+	[leafCount, bundleCount]: [number, number],
+): void {
+	expect([leaves.length, bundles.length]).toEqual([leafCount, bundleCount]);
+	for (const [i, chain] of leaves.entries())
+		for (const [j, trusted] of bundles.entries())
+			expect([i, j, accepts(domain, chain, trusted)]).toEqual([i, j, "OK"]);
+}
+
+/** Expects a signer's Secret to hold one signer, whole, and all certificates to be its. */
+async function expectWhole(name: string, domain: Domain): Promise<void> {
+	const secret = await signer(name, domain);
+	const keys = Object.keys(secret.data ?? {});
+	expect(keys).toContain("tls.key");
+	expect(keys).not.toContain("next.crt");
+	const ca = new X509Certificate(secretText(secret, "tls.crt"));
+	const [first, cross] = certificates(await leaf(name, domain));
+	expect(first?.verify(ca.publicKey)).toBe(true);
+	expect(cross === undefined || cross.checkIssued(ca)).toBe(
+		cross === undefined,
+	);
+	expect(accepts(domain, await leaf(name, domain), ca.toString())).toBe("OK");
+	const trusted = await bundle(name, domain);
+	expect(accepts(domain, await leaf(name, domain), trusted)).toBe("OK");
+}
+
+/** The phases that events tell of, in the order in which phases come: of one second, the order is not known. */
+async function phaseEvents(name: string, of: string): Promise<string[]> {
+	const order = ["Publish", "Sign", "Spread", "Retire", "Done"];
+	const events = await eventsOf(on.cluster, name);
+	return events
+		.map((event) => /^Normal Rotation(\w+): \w+ CA (\w+): /.exec(event))
+		.filter((match) => match?.[2] === of)
+		.map((match) => match?.[1] ?? "")
+		.sort((a, b) => order.indexOf(a) - order.indexOf(b));
+}
+
+/** Who reads the serving CA: Deployments of one pod each. */
+const consumers = (name: string, count: number): Consumer[] =>
+	Array.from({ length: count }, (_, index) => ({
+		...{ kind: "Deployment", name: `api-${index + 1}` },
+		namespace: target(name),
+	}));
+const consumerRole = (name: string): object[] => [
+	{
+		apiVersion: "rbac.authorization.k8s.io/v1",
+		kind: "Role",
+		metadata: { name: "etcdproxy-restart", namespace: target(name) },
+		rules: [
+			{
+				apiGroups: ["apps"],
+				resources: ["deployments"],
+				resourceNames: ["api-1", "api-2"],
+				verbs: ["get", "patch"],
+			},
+		],
+	},
+	{
+		apiVersion: "rbac.authorization.k8s.io/v1",
+		kind: "RoleBinding",
+		metadata: { name: "etcdproxy-restart", namespace: target(name) },
+		roleRef: {
+			apiGroup: "rbac.authorization.k8s.io",
+			kind: "Role",
+			name: "etcdproxy-restart",
+		},
+		subjects: [
+			{
+				kind: "ServiceAccount",
+				name: "etcdproxy-controller-sa",
+				namespace: NAMESPACE,
+			},
+		],
+	},
+];
+const consumer = (name: string, which: string, replicas = 1): object => ({
+	apiVersion: "apps/v1",
+	kind: "Deployment",
+	metadata: { name: which, namespace: target(name) },
+	spec: {
+		replicas,
+		selector: { matchLabels: { app: which } },
+		template: {
+			metadata: { labels: { app: which } },
+			spec: { containers: [{ name: "api", image: "none" }] },
+		},
+	},
+});
+
+/** What the Deployment controller says of a rollout, as `kubectl rollout status` reads it. */
+async function says(
+	name: string,
+	which: string,
+	what: "rolled out" | "rolling out" | "stuck",
+	replicas = 1,
+): Promise<void> {
+	const { metadata } = await on.api.get("Deployment", which, target(name));
+	const done = what === "rolled out" ? replicas : 0;
+	const reason = {
+		"rolled out": "NewReplicaSetAvailable",
+		"rolling out": "ReplicaSetUpdated",
+		stuck: "ProgressDeadlineExceeded",
+	}[what];
+	const patch = {
+		status: {
+			...{ observedGeneration: metadata.generation, replicas },
+			...{ updatedReplicas: done, readyReplicas: replicas },
+			availableReplicas: replicas,
+			conditions: [
+				{
+					...{ type: "Progressing", reason },
+					status: what === "stuck" ? "False" : "True",
+				},
+			],
+		},
+	};
+	await kubectl(
+		...["-n", target(name), "patch", "deployment", which],
+		...["--subresource=status", ...merge(patch)],
+	);
+}
+
+/** For which CA the controller has restarted it; "" for none. */
+const restartedFor = async (name: string, which: string): Promise<string> => {
+	const { spec } = await on.api.get("Deployment", which, target(name));
+	const annotations = spec.template.metadata.annotations ?? {};
+	return annotations["etcd.xmudrii.com/serving-ca"] ?? "";
+};
+
+/** An EtcdStorage whose serving CA so many Deployments read, all rolled out. */
+async function withConsumers(name: string, count: number): Promise<void> {
+	const list = consumers(name, count);
+	await on.cluster.apply(
+		...apiServerNamespace(target(name)),
+		...consumerRole(name),
+		...list.map((one) => consumer(name, one.name)),
+	);
+	for (const one of list) await says(name, one.name, "rolled out");
+	await on.api.tenant(name, { consumers: list });
+}
+
+/** Lets the controller restart them, one after the other, and tells it that they are. */
+async function rollAll(name: string, count: number, ca: string) {
+	for (const one of consumers(name, count)) {
+		await until(
+			async () => (await restartedFor(name, one.name)) === ca,
+			`${one.name} of ${name} is restarted`,
+			60_000,
+		);
+		await says(name, one.name, "rolled out");
+	}
+}
+
+/** A pod of a proxy: pending for ever, as there is no kubelet. */
+const proxyPod = (name: string): object => ({
+	apiVersion: "v1",
+	kind: "Pod",
+	metadata: {
+		...{ name: `etcd-${name}-0`, namespace: NAMESPACE },
+		labels: { apiserver: name },
+	},
+	spec: {
+		securityContext: {
+			...{ runAsNonRoot: true, runAsUser: 65532 },
+			seccompProfile: { type: "RuntimeDefault" },
+		},
+		automountServiceAccountToken: false,
+		containers: [
+			{
+				...{ name: "etcdproxy", image: "none" },
+				securityContext: {
+					allowPrivilegeEscalation: false,
+					capabilities: { drop: ["ALL"] },
+				},
+			},
+		],
+	},
+});
+const deleteProxy = (name: string) =>
+	own("delete", "pod", `etcd-${name}-0`, "--force", "--grace-period=0");
+
+const blocked = (name: string, pattern: RegExp) =>
+	on.api.condition(name, "RotationBlocked", pattern, 60_000);
+const makeImmutable = (name: string) =>
+	kubectl(
+		...["-n", target(name), "patch", "configmap", "etcd-serving-ca"],
+		...merge({ immutable: true }),
+	);
+/** Deletes it and creates it again without the flag, and without content. */
+async function recreate(name: string): Promise<void> {
+	const where = ["-n", target(name)];
+	await kubectl(...where, "delete", "configmap", "etcd-serving-ca");
+	await kubectl(...where, "create", "configmap", "etcd-serving-ca");
+}
+const damage = (secret: string, data: Record<string, string>) =>
+	own("patch", "secret", secret, ...merge({ data }));
+const half = (text: string) => text.slice(0, Math.floor(text.length / 2) + 9);
+
+describe("a CA that is replaced on demand", () => {
+	test.concurrent(
+		"for clients goes through all phases, each told once, and waits for the proxies; every certificate is accepted with every bundle",
+		async () => {
+			const name = "demand-client";
+			await on.api.tenant(name);
+			const before = await generation(name, "client");
+			const handed = await record(name);
+			await on.cluster.apply(proxyPod(name));
+			await rotate(name, "client");
+			const spread = await reaches(name, "client", "Spread", {
+				not: before,
+				waiting: new RegExp(
+					`^ProxyNotUpdated: Pod ${NAMESPACE}/etcd-${name}-0 is Pending`,
+				),
+			});
+			// All is signed by the new one, and who trusts the former one can still certify.
+			const keys = Object.keys((await signer(name, "client")).data ?? {});
+			expect(keys.sort()).toEqual([
+				...["ca-bundle.crt", "cross.crt", "previous.crt", "previous.key"],
+				...["tls.crt", "tls.key"],
+			]);
+			expect(await restIsAs(name, "client", before)).toBe(true);
+			await deleteProxy(name);
+			const retire = await reaches(name, "client", "Retire", { not: before });
+			expect(retire.generation).toBe(spread.generation);
+			expect(retire).not.toHaveProperty("waitingFor");
+			const after = Object.keys((await signer(name, "client")).data ?? {});
+			expect(after.sort()).toEqual([
+				...["ca-bundle.crt", "cross.crt", "tls.crt", "tls.key"],
+			]);
+			expectAllAccepted("client", handed.client, [2, 2]);
+			await expectWhole(name, "client");
+			expect(handed.client).toMatchObject({ lost: 0 });
+			expect(handed.client.next).toHaveLength(1);
+			expect(await phaseEvents(name, retire.generation)).toEqual([
+				...["Publish", "Sign", "Spread", "Retire"],
+			]);
+			// The other domain has nothing to do with it.
+			expect([handed.serving.leaves, handed.serving.bundles]).toEqual([
+				[await leaf(name, "serving")],
+				[await bundle(name, "serving")],
+			]);
+		},
+		LONG,
+	);
+
+	/** While the former CA is spread from: it is trusted on. */
+	const restIsAs = async (name: string, domain: Domain, former: string) =>
+		certificates(await bundle(name, domain)).some(({ subject }) =>
+			subject.includes(former),
+		);
+
+	test.concurrent(
+		"for servers goes through all phases, and restarts one consumer after the other, each when the one before is rolled out",
+		async () => {
+			const name = "demand-serving";
+			await withConsumers(name, 2);
+			const before = await generation(name, "serving");
+			const handed = await record(name);
+			await rotate(name, "serving");
+			const { generation: ca } = await reaches(name, "serving", "Spread", {
+				not: before,
+			});
+			expect(await restartedFor(name, "api-1")).toBe("");
+			await until(
+				async () => (await restartedFor(name, "api-1")) === ca,
+				"the first is restarted",
+				60_000,
+			);
+			const waiting = await reaches(name, "serving", "Spread", {
+				waiting:
+					/ConsumerRollingOut: Deployment \S+\/api-1 .*ConsumerWaiting: Deployment \S+\/api-2 is restarted after Deployment \S+\/api-1/,
+			});
+			expect(waiting.generation).toBe(ca);
+			// A rollout that has begun is not one that is over.
+			await says(name, "api-1", "rolling out");
+			const looked = performance.now();
+			await until(
+				() => performance.now() - looked > 6_000,
+				"it has been looked at again",
+			);
+			expect(await restartedFor(name, "api-2")).toBe("");
+			await says(name, "api-1", "rolled out");
+			await until(
+				async () => (await restartedFor(name, "api-2")) === ca,
+				"the second is restarted",
+				60_000,
+			);
+			expect((await rotation(name, "serving"))?.phase).toBe("Spread");
+			await says(name, "api-2", "rolled out");
+			await reaches(name, "serving", "Retire", { not: before });
+			expectAllAccepted("serving", handed.serving, [2, 2]);
+			await expectWhole(name, "serving");
+			expect(handed.serving.next).toHaveLength(1);
+			expect(await phaseEvents(name, ca)).toEqual([
+				...["Publish", "Sign", "Spread", "Retire"],
+			]);
+		},
+		LONG,
+	);
+
+	test.concurrent(
+		"is replaced once for a reason, again for another, and not for none, which is said",
+		async () => {
+			const name = "demand-once";
+			await on.api.tenant(name);
+			const handed = await record(name);
+			await rotate(name, "client", "first");
+			await until(() => handed.client.next.length === 1, "the first is made");
+			const one = await reaches(name, "client", "Retire");
+			// The reason is taken away and given again; something else happens.
+			await kubectl(
+				...["annotate", "etcdstorage", name],
+				"etcd.xmudrii.com/rotate-client-",
+			);
+			await rotate(name, "client", "first");
+			await rotate(name, "client", "");
+			await on.api.condition(
+				name,
+				"ValidityWarning",
+				/^True NotAsWritten: the annotation etcd\.xmudrii\.com\/rotate-client has no effect without a reason/,
+			);
+			await rotate(name, "client", "first");
+			await on.api.condition(name, "ValidityWarning", /^False AsWritten/);
+			expect(await generation(name, "client")).toBe(one.generation);
+			await rotate(name, "client", "second");
+			await reaches(name, "client", "Retire", { not: one.generation });
+			expect(handed.client.next).toHaveLength(2);
+			expectAllAccepted(
+				"client",
+				{ ...handed.client, leaves: handed.client.leaves.slice(1) },
+				[2, 3],
+			);
+		},
+		LONG,
+	);
+
+	test.concurrent.each([...domains])(
+		"of %s because it is compromised is in no bundle from one moment to the next, and all is of another one",
+		async (domain) => {
+			const name = `stolen-${domain}`;
+			await withConsumers(name, 1);
+			await rotate(name, domain, "so that there are two");
+			const before = await reaches(name, domain, "Spread", {
+				not: await generation(name, domain),
+			}).catch(() => reaches(name, domain, "Retire"));
+			const [formerLeaf, formerBundle] = [
+				await leaf(name, domain),
+				await bundle(name, domain),
+			];
+			expect(certificates(formerBundle)).toHaveLength(2);
+			const handed = await record(name);
+			await kubectl(
+				...["annotate", "etcdstorage", name],
+				`etcd.xmudrii.com/compromised-${domain}=stolen`,
+			);
+			await until(
+				() => handed[domain].leaves.length === 2,
+				"another certificate is handed out",
+			);
+			const after = await reaches(
+				name,
+				domain,
+				domain === "client" ? "Steady" : "Spread",
+				{
+					not: before.generation,
+				},
+			);
+			// None in between, and none with both.
+			expect(handed[domain].bundles).toEqual([
+				formerBundle,
+				await bundle(name, domain),
+			]);
+			expect(certificates(await bundle(name, domain))).toHaveLength(1);
+			const text = JSON.stringify(
+				await on.api.get("ConfigMap", `${name}-ca-cert`),
+			);
+			for (const { raw } of certificates(formerBundle)) {
+				const pem = raw.toString("base64").slice(0, 64);
+				expect(text.replaceAll("\\n", "")).not.toContain(pem);
+			}
+			expect(accepts(domain, formerLeaf, await bundle(name, domain))).not.toBe(
+				"OK",
+			);
+			await expectWhole(name, domain);
+			if (domain === "serving") {
+				await rollAll(name, 1, after.generation);
+				await reaches(name, domain, "Steady", { not: before.generation });
+			}
+			const keys = Object.keys((await signer(name, domain)).data ?? {});
+			expect(keys.filter((key) => key.startsWith("previous"))).toEqual([]);
+			// Acted on once.
+			await on.api.issuedBy(name, () =>
+				own("delete", "secret", `${name}-server-cert`),
+			);
+			expect(await generation(name, domain)).toBe(after.generation);
+		},
+		LONG,
+	);
+});
+
+describe("while the next CA is published", () => {
+	test.concurrent(
+		"a ConfigMap that has become immutable is waited for, and named with the way out; certificates are renewed meanwhile; it heals",
+		async () => {
+			const name = "immutable";
+			await withConsumers(name, 1);
+			const before = await generation(name, "serving");
+			const handed = await record(name);
+			await makeImmutable(name);
+			await rotate(name, "serving");
+			const publish = await reaches(name, "serving", "Publish", {
+				not: before,
+				waiting: /^TargetImmutable: ConfigMap k8s-immutable\/etcd-serving-ca /,
+			});
+			expect(Date.parse(publish.nextStepAt ?? "")).toBeGreaterThan(Date.now());
+			const told = await blocked(name, /^True TargetImmutable: /);
+			expect(told).toContain("phase Publish");
+			expect(told).toContain(
+				"kubectl -n k8s-immutable delete configmap etcd-serving-ca",
+			);
+			expect(told).toContain("Harmless until ");
+			// By the former one, which everybody trusts.
+			expect(
+				await on.api.issuedBy(name, () =>
+					own("delete", "secret", `${name}-server-cert`),
+				),
+			).toBe("server (not there)");
+			expect((await rotation(name, "serving"))?.phase).toBe("Publish");
+			expect(handed.serving.bundles).toHaveLength(1);
+			await recreate(name);
+			await reaches(name, "serving", "Spread", { not: before });
+			await on.api.condition(name, "CertificatesReady", /^True /);
+			await blocked(name, /^False NotBlocked/);
+			expectAllAccepted("serving", handed.serving, [3, 2]);
+			expect(handed.serving.next).toHaveLength(1);
+		},
+		LONG,
+	);
+
+	test.concurrent(
+		"and is damaged, another one is, and nothing was signed by the damaged one",
+		async () => {
+			const name = "damaged-next";
+			await on.api.tenant(name);
+			const before = await generation(name, "serving");
+			const handed = await record(name);
+			await makeImmutable(name);
+			await rotate(name, "serving");
+			const first = await reaches(name, "serving", "Publish", { not: before });
+			const text = secretText(await signer(name, "serving"), "next.crt");
+			expect(
+				await on.api.issuedBy(name, () =>
+					damage(`${name}-serving-signer`, { "next.crt": base64(half(text)) }),
+				),
+			).toStartWith("serving-signer (next signer unreadable: ");
+			await until(
+				async () =>
+					![first.generation, before].includes(
+						await generation(name, "serving"),
+					),
+				"another one is published",
+			);
+			await recreate(name);
+			const { generation: ca } = await reaches(name, "serving", "Spread", {
+				not: before,
+			});
+			expect(ca).not.toBe(first.generation);
+			await expectWhole(name, "serving");
+			// Before, next, damaged, another.
+			expect(handed.serving.next).toHaveLength(3);
+			const subjects = certificates(handed.serving.leaves.join("")).map(
+				({ issuer }) => issuer,
+			);
+			expect(subjects.join()).not.toContain(first.generation);
+			for (const chain of handed.serving.leaves)
+				for (const trusted of handed.serving.bundles)
+					expect(accepts("serving", chain, trusted)).toBe("OK");
+		},
+		LONG,
+	);
+
+	test.concurrent(
+		"a namespace that is gone is waited for, and filled when it is back",
+		async () => {
+			const name = "gone";
+			await on.api.tenant(name);
+			const before = await generation(name, "serving");
+			const where = ["-n", target(name)];
+			await kubectl(
+				...[...where, "delete", "configmap/etcd-serving-ca"],
+				...["secret/etcd-client-cert", "role/etcdproxy-targets"],
+				"rolebinding/etcdproxy-targets",
+			);
+			// As the namespace controller does once all of it is gone.
+			await kubectl("delete", "namespace", target(name), "--wait=false");
+			await on.cluster.kubectl(
+				[
+					...[
+						"replace",
+						"--raw",
+						`/api/v1/namespaces/${target(name)}/finalize`,
+					],
+					...["-f", "-"],
+				],
+				JSON.stringify({
+					...{ apiVersion: "v1", kind: "Namespace" },
+					metadata: { name: target(name) },
+					spec: { finalizers: [] },
+				}),
+			);
+			await until(
+				async () =>
+					(await kubectl("get", "ns", target(name), "--ignore-not-found")) ===
+					"",
+				"the namespace is gone",
+			);
+			await rotate(name, "serving");
+			await rotate(name, "client");
+			await reaches(name, "serving", "Publish", {
+				not: before,
+				waiting:
+					/^Target(Forbidden|Missing): ConfigMap k8s-gone\/etcd-serving-ca/,
+			});
+			await reaches(name, "client", "Sign", {
+				waiting:
+					/^Target(Forbidden|Missing): Secret k8s-gone\/etcd-client-cert/,
+			});
+			await blocked(name, /kubectl create namespace k8s-gone/);
+			await on.cluster.apply(...apiServerNamespace(target(name)));
+			await reaches(name, "serving", "Spread", { not: before });
+			await reaches(name, "client", "Retire");
+			await on.api.condition(name, "CertificatesReady", /^True /);
+			for (const domain of domains) await expectWhole(name, domain);
+		},
+		LONG,
+	);
+});
+
+describe("while the new CA spreads", () => {
+	test.concurrent(
+		"a consumer that may not be restarted any more is named with the way out; once it may, it goes on",
+		async () => {
+			const name = "forbidden";
+			await withConsumers(name, 1);
+			const before = await generation(name, "serving");
+			await rotate(name, "serving");
+			const { generation: ca } = await reaches(name, "serving", "Spread", {
+				not: before,
+			});
+			await kubectl(
+				...["-n", target(name), "delete", "rolebinding", "etcdproxy-restart"],
+			);
+			const told = await blocked(name, /^True ConsumerForbidden: /);
+			expect(told).toContain(`Deployment ${target(name)}/api-1`);
+			expect(told).toContain("--verb=get,patch --resource=deployments.apps");
+			expect(told).toContain("phase Spread");
+			expect(told).toContain("Harmless until ");
+			expect(await restartedFor(name, "api-1")).toBe("");
+			await on.cluster.apply(...consumerRole(name));
+			await rollAll(name, 1, ca);
+			await reaches(name, "serving", "Retire", { not: before });
+			await blocked(name, /^False /);
+			const events = await eventsOf(on.cluster, name);
+			const count = (what: string) =>
+				events.filter((event) => event.includes(what)).length;
+			expect(count("Warning RotationBlocked: ")).toBe(1);
+			expect(count("Normal RotationUnblocked: ")).toBe(1);
+		},
+		LONG,
+	);
+
+	test.concurrent(
+		"a consumer whose rollout does not complete is named, and the next one is let alone",
+		async () => {
+			const name = "stuck";
+			await withConsumers(name, 2);
+			const before = await generation(name, "serving");
+			await rotate(name, "serving");
+			const { generation: ca } = await reaches(name, "serving", "Spread", {
+				not: before,
+			});
+			await until(
+				async () => (await restartedFor(name, "api-1")) === ca,
+				"the first is restarted",
+				60_000,
+			);
+			await says(name, "api-1", "stuck");
+			const told = await blocked(name, /^True ConsumerStuck: /);
+			expect(told).toContain(
+				`kubectl -n ${target(name)} rollout status deployment/api-1`,
+			);
+			expect(await restartedFor(name, "api-2")).toBe("");
+			expect((await rotation(name, "serving"))?.phase).toBe("Spread");
+			await says(name, "api-1", "rolled out");
+			await rollAll(name, 2, ca);
+			await reaches(name, "serving", "Retire", { not: before });
+		},
+		LONG,
+	);
+});
+
+describe("a signer that is lost", () => {
+	const ways: [string, (name: string, domain: Domain) => Promise<unknown>][] = [
+		[
+			"deleted",
+			(name, domain) => own("delete", "secret", `${name}-${domain}-signer`),
+		],
+		[
+			"without its key",
+			async (name, domain) => {
+				const key = secretText(await signer(name, domain), "tls.key");
+				await damage(`${name}-${domain}-signer`, {
+					"tls.key": base64(half(key)),
+				});
+			},
+		],
+	];
+	test.concurrent.each(
+		ways.flatMap(([what, way], index) =>
+			domains.map((domain) => [what, domain, index, way] as const),
+		),
+	)(
+		"(%s, of %s) is replaced only when everybody trusts the next one; until then its certificates stay in use",
+		async (_, domain, index, way) => {
+			const name = `lost-${domain}-${index}`;
+			await withConsumers(name, 1);
+			await on.cluster.apply(proxyPod(name));
+			const before = await generation(name, domain);
+			const handed = await record(name);
+			await way(name, domain);
+			const publish = await reaches(name, domain, "Publish", {
+				not: before,
+				waiting: domain === "client" ? /^ProxyNotUpdated: / : /^Consumer/,
+			});
+			const [former] = handed[domain].leaves;
+			expect(await leaf(name, domain)).toBe(former ?? "");
+			expect(accepts(domain, former ?? "", await bundle(name, domain))).toBe(
+				"OK",
+			);
+			expect(certificates(await bundle(name, domain))).toHaveLength(2);
+			expect(
+				Object.keys((await signer(name, domain)).data ?? {}),
+			).not.toContain("next-cross.crt");
+			if (domain === "client") await deleteProxy(name);
+			else await rollAll(name, 1, publish.generation);
+			const retire = await reaches(name, domain, "Retire", { not: before });
+			expect(retire.generation).toBe(publish.generation);
+			await expectWhole(name, domain);
+			const both = handed[domain].bundles.at(-1) ?? "";
+			expect(handed[domain].leaves).toHaveLength(2);
+			for (const chain of handed[domain].leaves)
+				expect(accepts(domain, chain, both)).toBe("OK");
+			expect(handed[domain].bundles).toHaveLength(2);
+			await on.api.condition(name, "CertificatesReady", /^True /);
+		},
+		LONG,
+	);
+
+	test.concurrent.each([...domains])(
+		"together with our ConfigMap (%s) is replaced, and who must do something about it is told",
+		async (domain) => {
+			const name = `lost-all-${domain}`;
+			await withConsumers(name, 1);
+			const before = await generation(name, domain);
+			const handed = await record(name);
+			await own(
+				...["delete", `secret/${name}-${domain}-signer`],
+				`configmap/${name}-ca-cert`,
+			);
+			if (domain === "serving") {
+				// What the API server trusts tells what there was.
+				const publish = await reaches(name, domain, "Publish", {
+					not: before,
+					waiting: /^Consumer/,
+				});
+				expect(certificates(await bundle(name, domain))).toHaveLength(2);
+				await rollAll(name, 1, publish.generation);
+				await reaches(name, domain, "Retire", { not: before });
+				for (const chain of handed[domain].leaves)
+					expect(accepts(domain, chain, await bundle(name, domain))).toBe("OK");
+			} else
+				await until(
+					async () => (await generation(name, domain)) !== before,
+					"there is another",
+				);
+			await on.api.condition(name, "CertificatesReady", /^True /);
+			await until(
+				async () =>
+					accepts(
+						domain,
+						await leaf(name, domain),
+						await bundle(name, domain),
+					) === "OK",
+				"all is of the new one",
+			);
+			await expectWhole(name, domain);
+		},
+		LONG,
+	);
+
+	test.concurrent.each([
+		[
+			"half of the signer's bundle",
+			async (name: string) => {
+				const text = secretText(await signer(name, "client"), "ca-bundle.crt");
+				await damage(`${name}-client-signer`, {
+					"ca-bundle.crt": base64(half(text)),
+				});
+			},
+			"client",
+		],
+		[
+			"half of the target's bundle",
+			async (name: string) => {
+				const text = await bundle(name, "serving");
+				await kubectl(
+					...["-n", target(name), "patch", "configmap", "etcd-serving-ca"],
+					...merge({ data: { "serving-ca.crt": half(text) } }),
+				);
+				// It is looked at every 40 s; something happens.
+				await own("delete", "service", `etcd-${name}`);
+			},
+			"serving",
+		],
+		[
+			"half of our copy of the bundle",
+			async (name: string) => {
+				const text = await bundle(name, "client");
+				await own(
+					...["patch", "configmap", `${name}-ca-cert`],
+					...merge({ data: { "client-ca.crt": half(text) } }),
+				);
+			},
+			"client",
+		],
+	] as [string, (name: string) => Promise<void>, Domain][])(
+		"%s is made whole again, with the former CA, and nothing is issued",
+		async (what, way, domain) => {
+			const name = `cut-${what.replaceAll(/\W/g, "").slice(-18)}`.toLowerCase();
+			await on.api.tenant(name);
+			for (const one of domains) {
+				const former = await generation(name, one);
+				await rotate(name, one);
+				await reaches(name, one, one === "client" ? "Retire" : "Spread", {
+					not: former,
+				});
+			}
+			const whole = await bundle(name, domain);
+			expect(certificates(whole)).toHaveLength(2);
+			const [secret, handed] = [await signer(name, domain), await record(name)];
+			await way(name);
+			await until(
+				async () =>
+					(await bundle(name, domain)) === whole &&
+					Bun.deepEquals((await signer(name, domain)).data, secret.data),
+				"all is as it was",
+				60_000,
+			);
+			for (const one of domains) expect(handed[one].leaves).toHaveLength(1);
+		},
+		LONG,
+	);
+});
