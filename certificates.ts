@@ -1,7 +1,7 @@
 /**
  * From Secrets to facts, and from a plan to certificates: the two ways between what lies in the cluster and the core.
  */
-import { domains } from "./lifetimes.ts";
+import { type Domain, domains } from "./lifetimes.ts";
 import {
 	type Data,
 	type Material,
@@ -132,11 +132,12 @@ function readBundle(pem: string | undefined): CertificateFacts[] | undefined {
 
 /**
  * @param secret the domain's signer Secret, if it is there
- * @param copies of the domain's bundle, the best first: what is trusted, where the Secret does not tell
+ * @param copy the ConfigMap with a copy of the domain's bundle: what is trusted, where the Secret does not tell
  */
 export function observeSigners(
+	domain: Domain,
 	secret: Data | undefined,
-	copies: (string | undefined)[],
+	copy: Data | undefined,
 ): Signers {
 	const text = (key: string) => secret && secretText(secret, key);
 	const one = (key: string) => readBundle(text(key))?.[0];
@@ -148,14 +149,14 @@ export function observeSigners(
 	const previous = one("previous.crt");
 	const previousPair = readPair(secret, "previous");
 	const bundle =
-		[text("ca-bundle.crt"), ...copies]
+		[text("ca-bundle.crt"), copy?.data?.[`${domain}-ca.crt`]]
 			.map((pem) => readBundle(pem))
 			.find((found) => found !== undefined) ?? [];
 	const signers: Signers = {
 		current,
 		next,
 		trusted: [...bundle],
-		answered: readAnswered(secret),
+		answered: readAnswered(domain, secret, copy),
 		...(cross && { cross }),
 		...(nextCross && { nextCross }),
 		...(previous && {

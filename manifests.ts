@@ -23,11 +23,17 @@ export const FILLED_BY = "etcd.xmudrii.com/etcdstorage";
 const EXPIRY = "etcd.xmudrii.com/certificate-expiry-date";
 const SIGNED_BY = "etcd.xmudrii.com/certificate-signed-by";
 const CA_HASH = "etcd.xmudrii.com/ca-bundle-sha256";
-/** On signer Secrets: the requests that they are the answer to. In the same write as the new signer, so that none is answered twice. */
-const ANSWERED = {
-	rotate: "etcd.xmudrii.com/rotated-for",
-	compromised: "etcd.xmudrii.com/compromised-for",
-};
+/**
+ * What a signer Secret is the answer to: the request's annotation, as on the EtcdStorage. In the same write as the new
+ * signer, so that none is answered twice; and on the ConfigMap with the bundles' copies, should the Secret be lost.
+ */
+const answers = (domain: Domain, answered: Requests) =>
+	Object.fromEntries(
+		Object.entries(answered).map(([what, reason]) => [
+			`etcd.xmudrii.com/${what}-${domain}`,
+			reason,
+		]),
+	);
 
 /** What does not change between EtcdStorages. */
 export interface Environment {
@@ -154,12 +160,7 @@ export function signerSecret(
 			names.signer(storage.metadata.name, domain),
 			{
 				...(shown && describe(shown.facts)),
-				...(answered.rotate !== undefined && {
-					[ANSWERED.rotate]: answered.rotate,
-				}),
-				...(answered.compromised !== undefined && {
-					[ANSWERED.compromised]: answered.compromised,
-				}),
+				...answers(domain, answered),
 			},
 		),
 		data: Object.fromEntries(
@@ -168,11 +169,15 @@ export function signerSecret(
 	};
 }
 
-/** The requests that a signer Secret is the answer to. */
-export function readAnswered(secret: Data | undefined): Requests {
-	const { annotations = {} } = secret?.metadata ?? {};
-	const rotate = annotations[ANSWERED.rotate];
-	const compromised = annotations[ANSWERED.compromised];
+/** The requests that have been answered, from the first of the objects that is there. */
+export function readAnswered(
+	domain: Domain,
+	...objects: (Data | undefined)[]
+): Requests {
+	const { annotations = {} } =
+		objects.find((one) => one !== undefined)?.metadata ?? {};
+	const rotate = annotations[`etcd.xmudrii.com/rotate-${domain}`];
+	const compromised = annotations[`etcd.xmudrii.com/compromised-${domain}`];
 	return {
 		...(rotate !== undefined && { rotate }),
 		...(compromised !== undefined && { compromised }),
@@ -199,7 +204,11 @@ export function bundles(
 				"v1",
 				"ConfigMap",
 				names.clientCA(storage.metadata.name),
-				described(client),
+				{
+					...described(client),
+					...answers("client", client.answered),
+					...answers("serving", serving.answered),
+				},
 			),
 			data: {
 				"client-ca.crt": client.bundle,

@@ -3,6 +3,7 @@ import type { Cache } from "./cache.ts";
 import { observeCore, observeLeaf, observeSigners } from "./certificates.ts";
 import { type Readers, readersBehind } from "./consumers.ts";
 import {
+	type Consumer,
 	type EtcdStorage,
 	type Spec,
 	sameTarget,
@@ -109,20 +110,10 @@ export async function observe(
 		client: secret(names.signer(spec.name, "client")),
 		serving: secret(names.signer(spec.name, "serving")),
 	};
-	const copies = own(owned.ConfigMap.get(names.clientCA(spec.name)))?.data;
+	const copy = own(owned.ConfigMap.get(names.clientCA(spec.name)));
 	const signers = {
-		client: observeSigners(own(signerSecrets.client), [
-			copies?.["client-ca.crt"],
-		]),
-		serving: observeSigners(own(signerSecrets.serving), [
-			copies?.["serving-ca.crt"],
-			// What API servers trust, should both be lost: it is theirs to change, but harms nobody else.
-			...fillable
-				.filter((target) => target.kind === "ConfigMap")
-				.map((target) => targets.get(targetKey(target)))
-				.filter((live) => live?.metadata.annotations?.[FILLED_BY] === spec.name)
-				.map((live) => live?.data?.["serving-ca.crt"]),
-		]),
+		client: observeSigners("client", own(signerSecrets.client), copy),
+		serving: observeSigners("serving", own(signerSecrets.serving), copy),
 	};
 	const leaves: Observed["leaves"] = {
 		server: await observeLeaf(
@@ -143,7 +134,7 @@ export async function observe(
 		fillable,
 		targets,
 		leaves,
-		bundle: copies?.["client-ca.crt"] ?? "",
+		bundle: copy?.data?.["client-ca.crt"] ?? "",
 	};
 	const [client, { restart, ...serving }] = await Promise.all([
 		clientReach(signers.client, surroundings),
@@ -262,7 +253,7 @@ async function clientReach(
 					namespace,
 					name: spec.name,
 					bundle,
-					templateHash: hash(bundle),
+					templateHash: hash(ca.pem),
 				}).catch((error) => {
 					if (!isAnswer(error)) throw error;
 					const who = `Deployment ${namespace}/${names.workload(spec.name)}`;
@@ -296,12 +287,18 @@ async function servingReach(
 		.filter((target) => !carriesIt(target))
 		.map((target) => bundleNotWritten(describe(target), ca));
 	const known = { unwritten, undelivered: [], unread: [] };
-	// Who has read a bundle before all of them are written may have to read another.
-	if (!spreading(signers, now()) || unwritten.length > 0) return known;
+	if (!spreading(signers, now())) return known;
+	// Who restarts before the bundle is there has to restart again: it is waited for first.
+	const early = (consumer: Consumer) => {
+		const own = bundles.filter((one) => one.namespace === consumer.namespace);
+		return !(own.length > 0 ? own : bundles).every(carriesIt);
+	};
+	const consumers = spec.consumers.filter((one) => !early(one));
+	if (spec.consumers.length > 0 && consumers.length === 0) return known;
 	const { waits, restart } = await readersBehind(kube, {
 		namespace: environment.namespace,
-		consumers: spec.consumers,
-		published: bundles.map((target) => ({
+		consumers,
+		published: bundles.filter(carriesIt).map((target) => ({
 			namespace: target.namespace,
 			name: target.name,
 			writtenAt: writtenAt(targets.get(targetKey(target))) ?? now(),

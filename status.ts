@@ -349,7 +349,11 @@ function phaseEvents(
 	// The first CA of all replaces none.
 	if (!old || !generation) return [];
 	const order: string[] = ["Publish", "Sign", "Spread", "Retire", "Steady"];
-	const from = old.generation === generation ? order.indexOf(old.phase) + 1 : 0;
+	const from =
+		old.generation === generation
+			? order.indexOf(old.phase) + 1
+			: // One that replaces a compromised CA signs at once.
+				Number(phase === "Sign" && !!reason?.startsWith("compromised"));
 	return order.slice(from, order.indexOf(phase ?? "") + 1).map((entered) => ({
 		type: "Normal",
 		reason: `Rotation${entered === "Steady" ? "Done" : entered}`,

@@ -8,6 +8,7 @@ import {
 	names,
 	owned,
 } from "./manifests.ts";
+import { newest } from "./rotation.ts";
 
 /** On pods that run etcd: another CA is another pod. */
 export const CLIENT_CA_HASH = "etcd.xmudrii.com/client-ca-sha256";
@@ -48,9 +49,11 @@ export function workload(
 	const { annotations } = running?.spec?.template?.metadata ?? {};
 	// etcd reads CA files once, at start (https://github.com/etcd-io/etcd/issues/11555): another CA rolls its pods.
 	// The gateway takes up all its files while it runs: nothing but another command line or image rolls it.
-	const hashes = dataPlane(environment.proxyImage) === "etcd" && {
+	const plane = dataPlane(environment.proxyImage);
+	const hashes = plane === "etcd" && {
 		annotations: {
-			[CLIENT_CA_HASH]: hash(material.signers.client.bundle),
+			// Of the newest CA alone: that a former one has gone is no reason to cut connections.
+			[CLIENT_CA_HASH]: hash(newest(material.signers.client)?.facts.pem ?? ""),
 			[CORE_CA_HASH]: annotations?.[CORE_CA_HASH] ?? hash(material.coreCA),
 		},
 	};
@@ -68,7 +71,13 @@ export function workload(
 				replicas: spec.replicas,
 				selector: { matchLabels: labels },
 				// Never fewer proxies than asked for, also while they are replaced.
-				strategy: { rollingUpdate: { maxUnavailable: 0, maxSurge: 1 } },
+				strategy: {
+					rollingUpdate: {
+						maxUnavailable: 0,
+						// etcd cuts connections when it ends: with all of the new ones ready first, none is cut twice.
+						maxSurge: plane === "etcd" ? "100%" : 1,
+					},
+				},
 				template: {
 					metadata: { labels, ...hashes },
 					spec: podSpec(environment, spec),

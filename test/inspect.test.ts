@@ -281,7 +281,7 @@ describe("with an EtcdStorage in each phase", () => {
 	test("a consumer that may not be restarted needs a person, one that may be is waited for", async () => {
 		const before = await run("plan", "spread");
 		expect(before.stdout).toMatch(
-			/\nspread {7}serving {2}Spread {3}[0-9a-f]{8} {2}blocked: ConsumerForbidden {2}\d/,
+			/\nspread {7}serving {2}Spread {2}[0-9a-f]{8} {2}blocked: ConsumerForbidden {2}\d/,
 		);
 		expect(before.stdout).toContain(
 			"kubectl -n k8s-spread create role etcdproxy-deployment-apiserver --verb=get,patch",

@@ -571,8 +571,8 @@ describe("a signer's Secret", () => {
 			{ compromised: "stolen laptop" },
 			{ rotate: "a", compromised: "b" },
 		])
-			expect(readAnswered(secretOf({ answered }))).toEqual(answered);
-		expect(readAnswered(undefined)).toEqual({});
+			expect(readAnswered("client", secretOf({ answered }))).toEqual(answered);
+		expect(readAnswered("client", undefined)).toEqual({});
 	});
 
 	test("is described by the newest CA, and by none where there is none", () => {

@@ -1,372 +1,52 @@
 /**
- * The replacement of signers, phase by phase, against a real API server without a kubelet: what a kubelet and the
- * Deployment controller would tell is told by hand. Whether certificates are accepted is for openssl to say.
+ * The replacement of signers, phase by phase, against a real API server without a kubelet. Whether certificates are
+ * accepted is for openssl to say.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { X509Certificate } from "node:crypto";
-import type { Consumer, EtcdStorage, RotationStatus } from "../etcdstorage.ts";
-import { Kube, loadKubeConfig } from "../kube.ts";
 import { type Domain, domains } from "../lifetimes.ts";
-import type { Data } from "../manifests.ts";
-import type { Phase } from "../rotation.ts";
-import { base64, opensslVerify, secretText } from "./client.ts";
+import { base64, secretText } from "./client.ts";
+import { apiServerNamespace, eventsOf, NAMESPACE, until } from "./harness.ts";
 import {
-	apiServerNamespace,
-	eventsOf,
-	type Json,
-	NAMESPACE,
-	until,
-} from "./harness.ts";
-import { type Stage, stage } from "./stage.ts";
+	accepts,
+	certificates,
+	consumerRole,
+	expectAllAccepted,
+	half,
+	merge,
+	proxyPod,
+	rotations,
+	target,
+} from "./rotating.ts";
+import { stage } from "./stage.ts";
 
 const on = stage();
 const LONG = 120_000;
-
-const kubectl = (...args: string[]) => on.cluster.kubectl(args);
-const own = (...args: string[]) => kubectl("-n", NAMESPACE, ...args);
-const target = (name: string) => `k8s-${name}`;
-const merge = (patch: object) => ["--type=merge", "-p", JSON.stringify(patch)];
-
-/** The parts of a domain. */
-const parts = {
-	client: {
-		purpose: "sslclient",
-		bundle: (name: string) =>
-			["ConfigMap", `${name}-ca-cert`, NAMESPACE, "client-ca.crt"] as const,
-		leaf: (name: string) =>
-			["Secret", "etcd-client-cert", target(name)] as const,
-	},
-	serving: {
-		purpose: "sslserver",
-		bundle: (name: string) =>
-			["ConfigMap", "etcd-serving-ca", target(name), "serving-ca.crt"] as const,
-		leaf: (name: string) =>
-			["Secret", `${name}-server-cert`, NAMESPACE] as const,
-	},
-} as const;
-
-const rotate = (name: string, domain: Domain, reason = "audit") =>
-	kubectl(
-		...["annotate", "--overwrite", "etcdstorage", name],
-		`etcd.xmudrii.com/rotate-${domain}=${reason}`,
-	);
-
-async function rotation(
-	name: string,
-	domain: Domain,
-): Promise<RotationStatus | undefined> {
-	const storage: EtcdStorage = await on.api.get("EtcdStorage", name);
-	return storage.status?.certificates?.find(
-		(one) => one.name === `${domain}-signer`,
-	)?.rotation;
-}
-
-/** Waits until a domain of another CA than the given one is in a phase. */
-const reaches = (
-	name: string,
-	domain: Domain,
-	wanted: Phase,
-	{ not = "", waiting = /^/ }: { not?: string; waiting?: RegExp } = {},
-): Promise<RotationStatus> =>
-	until(
-		async () => {
-			const found = await rotation(name, domain);
-			return (
-				found?.phase === wanted &&
-				found.generation !== not &&
-				waiting.test(found.waitingFor?.join("; ") ?? "") &&
-				found
-			);
-		},
-		`the ${domain} CA of ${name} is in ${wanted}, waiting for ${waiting}`,
-		60_000,
-	);
-
-const generation = async (name: string, domain: Domain) =>
-	(await rotation(name, domain))?.generation ?? "";
-const signer = (name: string, domain: Domain): Promise<Data> =>
-	on.api.get("Secret", `${name}-${domain}-signer`);
-const bundle = async (name: string, domain: Domain): Promise<string> => {
-	const [kind, object, namespace, key] = parts[domain].bundle(name);
-	return (await on.api.get(kind, object, namespace))?.data?.[key] ?? "";
-};
-const leaf = async (name: string, domain: Domain): Promise<string> =>
-	secretText(await on.api.get(...parts[domain].leaf(name)), "tls.crt");
-const certificates = (pem: string) =>
-	pem
-		.split(/(?<=-----END CERTIFICATE-----\n)/)
-		.filter((one) => one !== "")
-		.map((one) => new X509Certificate(one));
-const accepts = (domain: Domain, chain: string, trusted: string) =>
-	opensslVerify(parts[domain].purpose, chain, trusted);
-
-/** Everything that was handed out, each text once, the oldest first. */
-interface Handed {
-	leaves: string[];
-	bundles: string[];
-	/** The CAs that were in `tls.crt` and in `next.crt`. */
-	current: string[];
-	next: string[];
-	/** How often there was no signer Secret. */
-	lost: number;
-}
-
-/** Looks over the API server's shoulder, until the test file ends. */
-async function record(
-	name: string,
-	{ cluster }: Pick<Stage, "cluster"> = on,
-): Promise<Record<Domain, Handed>> {
-	const kube = new Kube(loadKubeConfig(cluster.kubeconfig), {
-		fieldManager: "test",
-	});
-	const none = (): Handed => ({
-		...{ leaves: [], bundles: [], current: [], next: [], lost: 0 },
-	});
-	const handed = { client: none(), serving: none() };
-	const note = (list: string[], text: string | undefined) => {
-		if (text && !list.includes(text)) list.push(text);
-	};
-	const see = ({ kind, metadata, data }: Data) => {
-		for (const domain of domains) {
-			const [, configMap, , key] = parts[domain].bundle(name);
-			const [, secret] = parts[domain].leaf(name);
-			if (kind === "ConfigMap" && metadata.name === configMap)
-				note(handed[domain].bundles, data?.[key]);
-			if (kind === "Secret" && metadata.name === secret)
-				note(handed[domain].leaves, secretText({ data }, "tls.crt"));
-			if (kind === "Secret" && metadata.name === `${name}-${domain}-signer`) {
-				note(handed[domain].current, secretText({ data }, "tls.crt"));
-				note(handed[domain].next, secretText({ data }, "next.crt"));
-			}
-		}
-	};
-	const synced = (["ConfigMap", "Secret"] as const).flatMap((kind) =>
-		[NAMESPACE, target(name)].map(
-			(namespace) =>
-				new Promise<void>((resolve) => {
-					void kube.follow<Data>(kind, {
-						namespace,
-						onSync(objects) {
-							for (const one of objects) see(one);
-							resolve();
-						},
-						onEvent(type, object) {
-							if (type !== "DELETED") return see(object);
-							for (const domain of domains)
-								if (object.metadata.name === `${name}-${domain}-signer`)
-									handed[domain].lost++;
-						},
-						signal: ended.signal,
-					});
-				}),
-		),
-	);
-	await Promise.all(synced);
-	return handed;
-}
-const ended = new AbortController();
-afterAll(() => ended.abort());
-
-/** Expects of every certificate that was handed out that it was accepted with every bundle that was. */
-function expectAllAccepted(
-	domain: Domain,
-	{ leaves, bundles }: Handed,
-	[leafCount, bundleCount]: [number, number],
-): void {
-	expect([leaves.length, bundles.length]).toEqual([leafCount, bundleCount]);
-	for (const [i, chain] of leaves.entries())
-		for (const [j, trusted] of bundles.entries())
-			expect([i, j, accepts(domain, chain, trusted)]).toEqual([i, j, "OK"]);
-}
-
-/** Expects a signer's Secret to hold one signer, whole, and all certificates to be its. */
-async function expectWhole(name: string, domain: Domain): Promise<void> {
-	const secret = await signer(name, domain);
-	const keys = Object.keys(secret.data ?? {});
-	expect(keys).toContain("tls.key");
-	expect(keys).not.toContain("next.crt");
-	const ca = new X509Certificate(secretText(secret, "tls.crt"));
-	const [first, cross] = certificates(await leaf(name, domain));
-	expect(first?.verify(ca.publicKey)).toBe(true);
-	expect(cross === undefined || cross.checkIssued(ca)).toBe(
-		cross === undefined,
-	);
-	expect(accepts(domain, await leaf(name, domain), ca.toString())).toBe("OK");
-	const trusted = await bundle(name, domain);
-	expect(accepts(domain, await leaf(name, domain), trusted)).toBe("OK");
-}
-
-/** The phases that events tell of, in the order in which phases come: of one second, the order is not known. */
-async function phaseEvents(name: string, of: string): Promise<string[]> {
-	const order = ["Publish", "Sign", "Spread", "Retire", "Done"];
-	const events = await eventsOf(on.cluster, name);
-	return events
-		.map((event) => /^Normal Rotation(\w+): \w+ CA (\w+): /.exec(event))
-		.filter((match) => match?.[2] === of)
-		.map((match) => match?.[1] ?? "")
-		.sort((a, b) => order.indexOf(a) - order.indexOf(b));
-}
-
-/** Who reads the serving CA: Deployments of one pod each. */
-const consumers = (name: string, count: number): Consumer[] =>
-	Array.from({ length: count }, (_, index) => ({
-		...{ kind: "Deployment", name: `api-${index + 1}` },
-		namespace: target(name),
-	}));
-const consumerRole = (name: string): object[] => [
-	{
-		apiVersion: "rbac.authorization.k8s.io/v1",
-		kind: "Role",
-		metadata: { name: "etcdproxy-restart", namespace: target(name) },
-		rules: [
-			{
-				apiGroups: ["apps"],
-				resources: ["deployments"],
-				resourceNames: ["api-1", "api-2"],
-				verbs: ["get", "patch"],
-			},
-		],
-	},
-	{
-		apiVersion: "rbac.authorization.k8s.io/v1",
-		kind: "RoleBinding",
-		metadata: { name: "etcdproxy-restart", namespace: target(name) },
-		roleRef: {
-			apiGroup: "rbac.authorization.k8s.io",
-			kind: "Role",
-			name: "etcdproxy-restart",
-		},
-		subjects: [
-			{
-				kind: "ServiceAccount",
-				name: "etcdproxy-controller-sa",
-				namespace: NAMESPACE,
-			},
-		],
-	},
-];
-const consumer = (name: string, which: string, replicas = 1): object => ({
-	apiVersion: "apps/v1",
-	kind: "Deployment",
-	metadata: { name: which, namespace: target(name) },
-	spec: {
-		replicas,
-		selector: { matchLabels: { app: which } },
-		template: {
-			metadata: { labels: { app: which } },
-			spec: { containers: [{ name: "api", image: "none" }] },
-		},
-	},
-});
-
-/** What the Deployment controller says of a rollout, as `kubectl rollout status` reads it. */
-async function says(
-	name: string,
-	which: string,
-	what: "rolled out" | "rolling out" | "stuck",
-	replicas = 1,
-): Promise<void> {
-	const { metadata } = await on.api.get("Deployment", which, target(name));
-	const done = what === "rolled out" ? replicas : 0;
-	const reason = {
-		"rolled out": "NewReplicaSetAvailable",
-		"rolling out": "ReplicaSetUpdated",
-		stuck: "ProgressDeadlineExceeded",
-	}[what];
-	const patch = {
-		status: {
-			...{ observedGeneration: metadata.generation, replicas },
-			...{ updatedReplicas: done, readyReplicas: replicas },
-			availableReplicas: replicas,
-			conditions: [
-				{
-					...{ type: "Progressing", reason },
-					status: what === "stuck" ? "False" : "True",
-				},
-			],
-		},
-	};
-	await kubectl(
-		...["-n", target(name), "patch", "deployment", which],
-		...["--subresource=status", ...merge(patch)],
-	);
-}
-
-/** For which CA the controller has restarted it; "" for none. */
-const restartedFor = async (name: string, which: string): Promise<string> => {
-	const { spec } = await on.api.get("Deployment", which, target(name));
-	const annotations = spec.template.metadata.annotations ?? {};
-	return annotations["etcd.xmudrii.com/serving-ca"] ?? "";
-};
-
-/** An EtcdStorage whose serving CA so many Deployments read, all rolled out. */
-async function withConsumers(name: string, count: number): Promise<void> {
-	const list = consumers(name, count);
-	await on.cluster.apply(
-		...apiServerNamespace(target(name)),
-		...consumerRole(name),
-		...list.map((one) => consumer(name, one.name)),
-	);
-	for (const one of list) await says(name, one.name, "rolled out");
-	await on.api.tenant(name, { consumers: list });
-}
-
-/** Lets the controller restart them, one after the other, and tells it that they are. */
-async function rollAll(name: string, count: number, ca: string) {
-	for (const one of consumers(name, count)) {
-		await until(
-			async () => (await restartedFor(name, one.name)) === ca,
-			`${one.name} of ${name} is restarted`,
-			60_000,
-		);
-		await says(name, one.name, "rolled out");
-	}
-}
-
-/** A pod of a proxy: pending for ever, as there is no kubelet. */
-const proxyPod = (name: string): object => ({
-	apiVersion: "v1",
-	kind: "Pod",
-	metadata: {
-		...{ name: `etcd-${name}-0`, namespace: NAMESPACE },
-		labels: { apiserver: name },
-	},
-	spec: {
-		securityContext: {
-			...{ runAsNonRoot: true, runAsUser: 65532 },
-			seccompProfile: { type: "RuntimeDefault" },
-		},
-		automountServiceAccountToken: false,
-		containers: [
-			{
-				...{ name: "etcdproxy", image: "none" },
-				securityContext: {
-					allowPrivilegeEscalation: false,
-					capabilities: { drop: ["ALL"] },
-				},
-			},
-		],
-	},
-});
-const deleteProxy = (name: string) =>
-	own("delete", "pod", `etcd-${name}-0`, "--force", "--grace-period=0");
-
-const blocked = (name: string, pattern: RegExp) =>
-	on.api.condition(name, "RotationBlocked", pattern, 60_000);
-const makeImmutable = (name: string) =>
-	kubectl(
-		...["-n", target(name), "patch", "configmap", "etcd-serving-ca"],
-		...merge({ immutable: true }),
-	);
-/** Deletes it and creates it again without the flag, and without content. */
-async function recreate(name: string): Promise<void> {
-	const where = ["-n", target(name)];
-	await kubectl(...where, "delete", "configmap", "etcd-serving-ca");
-	await kubectl(...where, "create", "configmap", "etcd-serving-ca");
-}
-const damage = (secret: string, data: Record<string, string>) =>
-	own("patch", "secret", secret, ...merge({ data }));
-const half = (text: string) => text.slice(0, Math.floor(text.length / 2) + 9);
+const scene = rotations(on);
+const {
+	record,
+	kubectl,
+	own,
+	rotate,
+	rotation,
+	reaches,
+	generation,
+	signer,
+	bundle,
+	leaf,
+	expectWhole,
+	phaseEvents,
+	says,
+	restartedFor,
+	withConsumers,
+	rollAll,
+	deleteProxy,
+	blocked,
+	makeImmutable,
+	recreate,
+	damage,
+} = scene;
+beforeAll(() => scene.follow());
+afterAll(() => scene.end());
 
 describe("a CA that is replaced on demand", () => {
 	test.concurrent(
@@ -374,8 +54,8 @@ describe("a CA that is replaced on demand", () => {
 		async () => {
 			const name = "demand-client";
 			await on.api.tenant(name);
-			const before = await generation(name, "client");
-			const handed = await record(name);
+			const before = generation(name, "client");
+			const handed = record(name);
 			await on.cluster.apply(proxyPod(name));
 			await rotate(name, "client");
 			const spread = await reaches(name, "client", "Spread", {
@@ -426,8 +106,8 @@ describe("a CA that is replaced on demand", () => {
 		async () => {
 			const name = "demand-serving";
 			await withConsumers(name, 2);
-			const before = await generation(name, "serving");
-			const handed = await record(name);
+			const before = generation(name, "serving");
+			const handed = record(name);
 			await rotate(name, "serving");
 			const { generation: ca } = await reaches(name, "serving", "Spread", {
 				not: before,
@@ -457,7 +137,7 @@ describe("a CA that is replaced on demand", () => {
 				"the second is restarted",
 				60_000,
 			);
-			expect((await rotation(name, "serving"))?.phase).toBe("Spread");
+			expect(rotation(name, "serving")?.phase).toBe("Spread");
 			await says(name, "api-2", "rolled out");
 			await reaches(name, "serving", "Retire", { not: before });
 			expectAllAccepted("serving", handed.serving, [2, 2]);
@@ -475,7 +155,7 @@ describe("a CA that is replaced on demand", () => {
 		async () => {
 			const name = "demand-once";
 			await on.api.tenant(name);
-			const handed = await record(name);
+			const handed = record(name);
 			await rotate(name, "client", "first");
 			await until(() => handed.client.next.length === 1, "the first is made");
 			const one = await reaches(name, "client", "Retire");
@@ -493,14 +173,18 @@ describe("a CA that is replaced on demand", () => {
 			);
 			await rotate(name, "client", "first");
 			await on.api.condition(name, "ValidityWarning", /^False AsWritten/);
-			expect(await generation(name, "client")).toBe(one.generation);
+			expect(generation(name, "client")).toBe(one.generation);
 			await rotate(name, "client", "second");
 			await reaches(name, "client", "Retire", { not: one.generation });
 			expect(handed.client.next).toHaveLength(2);
 			expectAllAccepted(
 				"client",
-				{ ...handed.client, leaves: handed.client.leaves.slice(1) },
-				[2, 3],
+				{
+					...handed.client,
+					leaves: handed.client.leaves.slice(1),
+					bundles: handed.client.bundles.slice(1),
+				},
+				[2, 2],
 			);
 		},
 		LONG,
@@ -511,16 +195,20 @@ describe("a CA that is replaced on demand", () => {
 		async (domain) => {
 			const name = `stolen-${domain}`;
 			await withConsumers(name, 1);
+			const first = generation(name, domain);
 			await rotate(name, domain, "so that there are two");
-			const before = await reaches(name, domain, "Spread", {
-				not: await generation(name, domain),
-			}).catch(() => reaches(name, domain, "Retire"));
+			const before = await reaches(
+				name,
+				domain,
+				domain === "client" ? "Retire" : "Spread",
+				{ not: first },
+			);
 			const [formerLeaf, formerBundle] = [
 				await leaf(name, domain),
 				await bundle(name, domain),
 			];
 			expect(certificates(formerBundle)).toHaveLength(2);
-			const handed = await record(name);
+			const handed = record(name);
 			await kubectl(
 				...["annotate", "etcdstorage", name],
 				`etcd.xmudrii.com/compromised-${domain}=stolen`,
@@ -564,7 +252,7 @@ describe("a CA that is replaced on demand", () => {
 			await on.api.issuedBy(name, () =>
 				own("delete", "secret", `${name}-server-cert`),
 			);
-			expect(await generation(name, domain)).toBe(after.generation);
+			expect(generation(name, domain)).toBe(after.generation);
 		},
 		LONG,
 	);
@@ -576,8 +264,8 @@ describe("while the next CA is published", () => {
 		async () => {
 			const name = "immutable";
 			await withConsumers(name, 1);
-			const before = await generation(name, "serving");
-			const handed = await record(name);
+			const before = generation(name, "serving");
+			const handed = record(name);
 			await makeImmutable(name);
 			await rotate(name, "serving");
 			const publish = await reaches(name, "serving", "Publish", {
@@ -597,7 +285,7 @@ describe("while the next CA is published", () => {
 					own("delete", "secret", `${name}-server-cert`),
 				),
 			).toBe("server (not there)");
-			expect((await rotation(name, "serving"))?.phase).toBe("Publish");
+			expect(rotation(name, "serving")?.phase).toBe("Publish");
 			expect(handed.serving.bundles).toHaveLength(1);
 			await recreate(name);
 			await reaches(name, "serving", "Spread", { not: before });
@@ -614,8 +302,8 @@ describe("while the next CA is published", () => {
 		async () => {
 			const name = "damaged-next";
 			await on.api.tenant(name);
-			const before = await generation(name, "serving");
-			const handed = await record(name);
+			const before = generation(name, "serving");
+			const handed = record(name);
 			await makeImmutable(name);
 			await rotate(name, "serving");
 			const first = await reaches(name, "serving", "Publish", { not: before });
@@ -627,9 +315,7 @@ describe("while the next CA is published", () => {
 			).toStartWith("serving-signer (next signer unreadable: ");
 			await until(
 				async () =>
-					![first.generation, before].includes(
-						await generation(name, "serving"),
-					),
+					![first.generation, before].includes(generation(name, "serving")),
 				"another one is published",
 			);
 			await recreate(name);
@@ -656,7 +342,7 @@ describe("while the next CA is published", () => {
 		async () => {
 			const name = "gone";
 			await on.api.tenant(name);
-			const before = await generation(name, "serving");
+			const before = generation(name, "serving");
 			const where = ["-n", target(name)];
 			await kubectl(
 				...[...where, "delete", "configmap/etcd-serving-ca"],
@@ -714,7 +400,7 @@ describe("while the new CA spreads", () => {
 		async () => {
 			const name = "forbidden";
 			await withConsumers(name, 1);
-			const before = await generation(name, "serving");
+			const before = generation(name, "serving");
 			await rotate(name, "serving");
 			const { generation: ca } = await reaches(name, "serving", "Spread", {
 				not: before,
@@ -746,7 +432,7 @@ describe("while the new CA spreads", () => {
 		async () => {
 			const name = "stuck";
 			await withConsumers(name, 2);
-			const before = await generation(name, "serving");
+			const before = generation(name, "serving");
 			await rotate(name, "serving");
 			const { generation: ca } = await reaches(name, "serving", "Spread", {
 				not: before,
@@ -762,7 +448,7 @@ describe("while the new CA spreads", () => {
 				`kubectl -n ${target(name)} rollout status deployment/api-1`,
 			);
 			expect(await restartedFor(name, "api-2")).toBe("");
-			expect((await rotation(name, "serving"))?.phase).toBe("Spread");
+			expect(rotation(name, "serving")?.phase).toBe("Spread");
 			await says(name, "api-1", "rolled out");
 			await rollAll(name, 2, ca);
 			await reaches(name, "serving", "Retire", { not: before });
@@ -797,8 +483,8 @@ describe("a signer that is lost", () => {
 			const name = `lost-${domain}-${index}`;
 			await withConsumers(name, 1);
 			await on.cluster.apply(proxyPod(name));
-			const before = await generation(name, domain);
-			const handed = await record(name);
+			const before = generation(name, domain);
+			const handed = record(name);
 			await way(name, domain);
 			const publish = await reaches(name, domain, "Publish", {
 				not: before,
@@ -833,8 +519,8 @@ describe("a signer that is lost", () => {
 		async (domain) => {
 			const name = `lost-all-${domain}`;
 			await withConsumers(name, 1);
-			const before = await generation(name, domain);
-			const handed = await record(name);
+			const before = generation(name, domain);
+			const handed = record(name);
 			await own(
 				...["delete", `secret/${name}-${domain}-signer`],
 				`configmap/${name}-ca-cert`,
@@ -852,7 +538,7 @@ describe("a signer that is lost", () => {
 					expect(accepts(domain, chain, await bundle(name, domain))).toBe("OK");
 			} else
 				await until(
-					async () => (await generation(name, domain)) !== before,
+					async () => generation(name, domain) !== before,
 					"there is another",
 				);
 			await on.api.condition(name, "CertificatesReady", /^True /);
@@ -911,7 +597,7 @@ describe("a signer that is lost", () => {
 			const name = `cut-${what.replaceAll(/\W/g, "").slice(-18)}`.toLowerCase();
 			await on.api.tenant(name);
 			for (const one of domains) {
-				const former = await generation(name, one);
+				const former = generation(name, one);
 				await rotate(name, one);
 				await reaches(name, one, one === "client" ? "Retire" : "Spread", {
 					not: former,
@@ -919,7 +605,7 @@ describe("a signer that is lost", () => {
 			}
 			const whole = await bundle(name, domain);
 			expect(certificates(whole)).toHaveLength(2);
-			const [secret, handed] = [await signer(name, domain), await record(name)];
+			const [secret, handed] = [await signer(name, domain), record(name)];
 			await way(name);
 			await until(
 				async () =>
