@@ -113,7 +113,17 @@ export async function observe(
 	const copy = own(owned.ConfigMap.get(names.clientCA(spec.name)));
 	const signers = {
 		client: observeSigners("client", own(signerSecrets.client), copy),
-		serving: observeSigners("serving", own(signerSecrets.serving), copy),
+		serving: observeSigners(
+			"serving",
+			own(signerSecrets.serving),
+			// What API servers trust, should both be lost: it is theirs to change, but nobody else reads it.
+			copy ??
+				[...targets.values()].find(
+					(one) =>
+						one?.kind === "ConfigMap" &&
+						one.metadata.annotations?.[FILLED_BY] === spec.name,
+				),
+		),
 	};
 	const leaves: Observed["leaves"] = {
 		server: await observeLeaf(

@@ -396,8 +396,11 @@ function settle(
 			...known,
 			phase: "Spread",
 			waits,
-			...(!distrusted && !over && { nextStepAt: previous.facts.notAfter }),
-			...(over && guesses && { nextStepAt: patience }),
+			...(over || distrusted
+				? guesses && {
+						nextStepAt: Math.max(previous.facts.notAfter, patience),
+					}
+				: { nextStepAt: previous.facts.notAfter }),
 			...urgency(current.facts, harmless ? previous.facts.notAfter : issued),
 		};
 	}

@@ -43,29 +43,27 @@ export interface End {
 	by?: CertificateFacts;
 }
 
-/** Every way from the leaf to a CA that is trusted. */
+/**
+ * Every way from the leaf to a CA that is trusted. Over one cross-certificate at most: theirs is a path length of 0 (RFC
+ * 5280, section 4.2.1.9).
+ */
 function paths(
-	chain: CertificateFacts[],
+	[leaf, ...others]: CertificateFacts[],
 	trusted: CertificateFacts[],
 	signed: Signed,
 ): CertificateFacts[][] {
-	const [leaf, ...others] = chain;
-	const from = (path: CertificateFacts[]): CertificateFacts[][] => {
-		const last = path.at(-1);
-		if (!last) return [];
-		const issuers = (list: CertificateFacts[]) =>
-			list.filter(
-				(one) => one.isCA && one.subject === last.issuer && signed(last, one),
-			);
-		const further = issuers(others).filter(
-			(one) => !path.some((other) => other.fingerprint === one.fingerprint),
+	if (!leaf) return [];
+	const issuers = (one: CertificateFacts, list: CertificateFacts[]) =>
+		list.filter(
+			(issuer) =>
+				issuer.isCA && issuer.subject === one.issuer && signed(one, issuer),
 		);
-		return [
-			...issuers(trusted).map((anchor) => [...path, anchor]),
-			...further.flatMap((one) => from([...path, one])),
-		];
-	};
-	return leaf ? from([leaf]) : [];
+	return [
+		...issuers(leaf, trusted).map((anchor) => [leaf, anchor]),
+		...issuers(leaf, others).flatMap((cross) =>
+			issuers(cross, trusted).map((anchor) => [leaf, cross, anchor]),
+		),
+	];
 }
 
 /** When a chain is no longer accepted by who trusts these, or since when it is not. */
@@ -82,15 +80,9 @@ export function acceptedUntil(
 	}));
 	let end: End = { at: now };
 	for (;;) {
-		const next = ways
-			.filter(
-				(way) => way.begin.notBefore <= end.at && way.end.notAfter > end.at,
-			)
-			.reduce<CertificateFacts | undefined>(
-				(best, way) =>
-					best && best.notAfter >= way.end.notAfter ? best : way.end,
-				undefined,
-			);
+		const next = ways.find(
+			(way) => way.begin.notBefore <= end.at && way.end.notAfter > end.at,
+		)?.end;
 		if (!next) break;
 		end = { at: next.notAfter, by: next };
 	}

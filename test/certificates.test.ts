@@ -127,7 +127,9 @@ test.each([
 ] as (keyof typeof phases)[])(
 	"the Secret of a signer in %s tells all that was written into it",
 	(phase) => {
-		expect(observeSigners(secretOf(phases[phase]), [])).toEqual(phases[phase]);
+		expect(
+			observeSigners("serving", secretOf(phases[phase]), undefined),
+		).toEqual(phases[phase]);
 	},
 );
 
@@ -281,7 +283,11 @@ describe("of a signer's Secret", () => {
 		"that has lost %s (phase %s) the rest counts",
 		(_, phase, edits, current, next, trusted) => {
 			const secret = secretOf(phases[phase]);
-			const seen = observeSigners(damaged(secret, edits(secret)), []);
+			const seen = observeSigners(
+				"serving",
+				damaged(secret, edits(secret)),
+				undefined,
+			);
 			expect([found(seen.current), found(seen.next)]).toEqual([current, next]);
 			expect(generations(seen.trusted)).toEqual(trusted as never);
 		},
@@ -293,15 +299,16 @@ describe("of a signer's Secret", () => {
 			"tls.key": secretText(secret, "next.key"),
 			"next.key": secretText(secret, "tls.key"),
 		});
-		const { current, next } = observeSigners(swapped, []);
+		const { current, next } = observeSigners("serving", swapped, undefined);
 		expect([found(current), found(next)]).toEqual(["other key", "other key"]);
 	});
 
 	test("a cross-certificate that is damaged is none", () => {
 		const secret = secretOf(phases.publish);
 		const seen = observeSigners(
+			"serving",
 			damaged(secret, cut("cross.crt", "next-cross.crt")(secret)),
-			[],
+			undefined,
 		);
 		expect(seen).not.toHaveProperty("cross");
 		expect(seen).not.toHaveProperty("nextCross");
@@ -322,32 +329,47 @@ describe("of a signer's Secret", () => {
 		"the previous signer, where it %s, is known %s its key",
 		(_, edits, expected) => {
 			const secret = secretOf(phases.spread);
-			const { previous } = observeSigners(damaged(secret, edits(secret)), []);
+			const { previous } = observeSigners(
+				"serving",
+				damaged(secret, edits(secret)),
+				undefined,
+			);
 			const key = previous?.pair ? "with" : "without";
 			expect(previous ? key : "none").toBe(expected);
 			if (previous) expect(previous.facts).toEqual(one.facts);
 		},
 	);
 
-	test("that is gone the first copy of the bundle that can be read tells who is trusted", () => {
+	const copyOf = (bundle?: string): Data => ({
+		...{ apiVersion: "v1", kind: "ConfigMap", metadata: { name: "copy" } },
+		...(bundle !== undefined && { data: { "serving-ca.crt": bundle } }),
+	});
+	test("that is gone the copy of the bundle tells who is trusted", () => {
 		const both = pki.bundle([one.facts, two.facts], NOW);
-		const read = (...copies: (string | undefined)[]) =>
-			generations(observeSigners(undefined, copies).trusted);
+		const read = (bundle?: string) =>
+			generations(observeSigners("serving", undefined, copyOf(bundle)).trusted);
 		expect(read(both)).toEqual(["one", "two"]);
-		expect(read(undefined, "", half(both).slice(1), both)).toEqual([
+		expect(read(one.facts.pem)).toEqual(["one"]);
+		for (const nothing of [undefined, "", "junk", half(both).slice(1)])
+			expect(read(nothing)).toEqual([]);
+		expect(observeSigners("serving", undefined, undefined).trusted).toEqual([]);
+		// That is for the other domain.
+		expect(observeSigners("client", undefined, copyOf(both)).trusted).toEqual(
+			[],
+		);
+	});
+
+	test("the copy counts where its own bundle cannot be read, and only there: a compromised CA stays away", () => {
+		const both = copyOf(pki.bundle([one.facts, two.facts], NOW));
+		const whole = secretOf(phases.distrust);
+		const cut = damaged(whole, { "ca-bundle.crt": "junk" });
+		expect(generations(observeSigners("serving", whole, both).trusted)).toEqual(
+			["two"],
+		);
+		expect(generations(observeSigners("serving", cut, both).trusted)).toEqual([
 			"one",
 			"two",
 		]);
-		expect(read(one.facts.pem, both)).toEqual(["one"]);
-		expect(read("junk")).toEqual([]);
-		expect(read()).toEqual([]);
-	});
-
-	test("a copy does not count while its own bundle can be read: a compromised CA stays away", () => {
-		const seen = observeSigners(secretOf(phases.distrust), [
-			pki.bundle([one.facts, two.facts], NOW),
-		]);
-		expect(generations(seen.trusted)).toEqual(["two"]);
 	});
 });
 

@@ -47,11 +47,16 @@ export class Laws {
 	/** Of each domain, what was said last. */
 	readonly #told: Partial<Record<Domain, Rotation>> = {};
 	/** Verifiers that were told of as behind, until the instant that was said to be harmless: excused until they start again. */
-	readonly #behind = new WeakMap<Process | ProxyPod, string>();
+	readonly #behind = new WeakMap<
+		Process | ProxyPod,
+		{ why: string; since: number }
+	>();
 	/** Pairs that fail since a moment ago, which the next visit will tell of, where an emergency took everybody by surprise. */
 	readonly #failing = new Map<string, { pair: Pair; since: number }>();
 	/** Since when a domain's signer is damaged or was not there for too long; until the replacement is confirmed. */
 	readonly #emergency: Partial<Record<Domain, number>> = {};
+	/** Emergencies because of an outage. */
+	readonly #expired = new Set<Domain>();
 	/** The keys that are not to be trusted any more. */
 	readonly #distrusted = new Set<string>();
 	readonly #keys = new Map<string, string>();
@@ -85,15 +90,30 @@ export class Laws {
 	trustLost(domain: Domain): void {
 		this.damaged(domain);
 		for (const { verifier } of this.#verifiers(domain))
-			this.#behind.set(verifier, "nothing is left that tells of the former CA");
+			this.#leave(verifier, "nothing is left that tells of the former CA");
 	}
 
-	/** From now on, what these have signed is not to be accepted. */
-	compromised(list: readonly CertificateFacts[]): void {
+	/**
+	 * From now on, what these have signed is not to be accepted.
+	 * @param again before the last ones were replaced everywhere: nobody is left to certify their successor's successor
+	 */
+	compromised(
+		domain: Domain,
+		list: readonly CertificateFacts[],
+		again: boolean,
+	): void {
 		for (const ca of list) this.#distrusted.add(ca.subject);
+		if (!again) return;
+		for (const { verifier } of this.#verifiers(domain))
+			this.#leave(verifier, "compromised twice");
 	}
 
+	/** No controller is there until then, long enough for a certificate to miss its renewal. */
 	outage(until: number): void {
+		for (const domain of domains) {
+			this.damaged(domain);
+			this.#expired.add(domain);
+		}
 		this.#outageUntil = Math.max(this.#outageUntil, until);
 	}
 
@@ -160,15 +180,20 @@ export class Laws {
 		if (leaf && this.#isDistrusted(leaf))
 			return "compromised: what the CA signed is not to be accepted";
 		const behind = this.#behind.get(verifier);
-		if (behind) return behind;
+		// A gateway takes up the bundle by itself.
+		const comes = domain === "client" && this.#cluster.kind === "gateway";
+		if (behind && (!comes || now <= behind.since + RECOVERY)) return behind.why;
 		const told = this.#told[domain];
 		const { names = [] } =
 			this.#verifiers(domain).find((one) => one.verifier === verifier) ?? {};
 		const named = told?.waits.some(({ who }) => names.includes(who));
 		const harmlessUntil = told?.harmlessUntil ?? Number.POSITIVE_INFINITY;
 		if (named && harmlessUntil <= now + TOLERANCE) {
-			this.#behind.set(verifier, TOLD);
-			return TOLD;
+			return this.#leave(verifier, TOLD);
+		}
+		// The signer has expired unseen. Who had not loaded its successor by then is named, but not since when he is cut off.
+		if (named && this.#expired.has(domain)) {
+			return this.#leave(verifier, "named after an outage");
 		}
 		// Nobody could renew anything, and what was renewed then takes a moment to arrive.
 		if (now <= this.#outageUntil + RECOVERY) return "there was no controller";
@@ -181,6 +206,11 @@ export class Laws {
 		)
 			return "the Secret could not be written, of which was told";
 		return undefined;
+	}
+
+	#leave(verifier: Process | ProxyPod, why: string): string {
+		this.#behind.set(verifier, { why, since: this.#cluster.now });
+		return why;
 	}
 
 	#isDistrusted(leaf: CertificateFacts): boolean {
@@ -246,15 +276,17 @@ export class Laws {
 						!bundle.includes(ca.pem) &&
 						waits.some(({ who }) => names.includes(who))
 					)
-						this.#behind.set(verifier, TOLD);
+						this.#leave(verifier, TOLD);
 			this.#moves(domain, rotation, told);
 			if (
 				!step &&
 				(rotation.phase === "Steady" || rotation.phase === "Retire") &&
 				this.#failing.size === 0 &&
 				(this.#emergency[domain] ?? 0) < told.seenAt
-			)
+			) {
 				delete this.#emergency[domain];
+				this.#expired.delete(domain);
+			}
 		}
 		for (const [key, { pair, since }] of this.#failing)
 			if (since < told.at - TOLERANCE && now - since > RECOVERY) {

@@ -27,6 +27,8 @@ export interface Lifetime {
 	writes: Map<string, number>;
 	tally: Map<string, number>;
 	visits: number;
+	/** Validities that the spec has had. */
+	shortest: { signing: number; leaf: number };
 }
 
 /**
@@ -53,6 +55,10 @@ class World {
 	#visits = 0;
 	#requests = 0;
 	#quietUntil = 0;
+	readonly #shortestOf = {
+		signing: Number.POSITIVE_INFINITY,
+		leaf: Number.POSITIVE_INFINITY,
+	};
 	/** Shorter validities would only make the run longer. */
 	readonly #shortestEver: number;
 	readonly log: string[] = [];
@@ -68,6 +74,7 @@ class World {
 			warnings: [],
 		};
 		this.#shortestEver = Math.min(...Object.values(setting.validity)) / 2;
+		this.#compare();
 		this.#cluster = new Cluster(setting, START);
 		this.#issuer = new Issuer(setting.seed);
 		this.#laws = new Laws(this.#cluster, this.#issuer);
@@ -106,6 +113,13 @@ class World {
 		};
 	}
 
+	#compare(): void {
+		const { signing, serving, client } = this.#spec.validity;
+		const least = this.#shortestOf;
+		least.signing = Math.min(least.signing, signing);
+		least.leaf = Math.min(least.leaf, serving, client, signing);
+	}
+
 	get #shortest(): number {
 		return Math.min(...Object.values(this.#spec.validity));
 	}
@@ -130,6 +144,7 @@ class World {
 			writes: this.#cluster.writes,
 			tally: this.#laws.tally,
 			visits: this.#visits,
+			shortest: this.#shortestOf,
 		};
 	}
 
@@ -297,6 +312,7 @@ class World {
 						),
 					},
 				};
+				this.#compare();
 				break;
 			}
 			case "rotate":
@@ -304,10 +320,13 @@ class World {
 				this.#requests++;
 				if (act.do === "compromised") {
 					const secret = cluster.data(signerOf(act.domain));
-					this.#laws.compromised([
-						...(this.#issuer.read(secret?.["ca-bundle.crt"] ?? "") ?? []),
-						...(this.#issuer.read(this.#copy(act.domain) ?? "") ?? []),
-					]);
+					const known = [secret?.["ca-bundle.crt"], this.#copy(act.domain)];
+					this.#laws.compromised(
+						act.domain,
+						known.flatMap((text) => this.#issuer.read(text ?? "") ?? []),
+						secret?.["previous.crt"] !== undefined &&
+							secret["previous.key"] === undefined,
+					);
 				}
 				const requests = {
 					...this.#spec.requests[act.domain],
@@ -339,13 +358,11 @@ class World {
 			(one) => one.up && !list.includes(one),
 		);
 		if (others) return;
-		this.#quietUntil = cluster.now + ms;
+		this.#quietUntil = Math.max(this.#quietUntil, cluster.now + ms);
 		cluster.later(ms, () => this.#laws.healthy(this.#isHealthy()));
 		// As long as the last third of a life, less the jitter.
 		if (ms < this.#shortest / 5) return;
 		this.#laws.outage(cluster.now + ms);
-		for (const domain of ["client", "serving"] as const)
-			this.#laws.damaged(domain);
 	}
 
 	/** Whether the copy of the bundles is all that still tells of them. */

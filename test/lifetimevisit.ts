@@ -247,7 +247,12 @@ export class Controller {
 		yield;
 		this.#write(
 			CLIENT_CA,
-			{ "client-ca.crt": text.client, "serving-ca.crt": text.serving },
+			{
+				"client-ca.crt": text.client,
+				"serving-ca.crt": text.serving,
+				"client-answered": JSON.stringify(signers.client.answered),
+				"serving-answered": JSON.stringify(signers.serving.answered),
+			},
 			this.#own(CLIENT_CA),
 			writes,
 		);
@@ -332,8 +337,8 @@ export class Controller {
 		};
 		const copies = this.#own(CLIENT_CA).data;
 		const signers = {
-			client: this.#signers(secrets.client.data, copies?.["client-ca.crt"]),
-			serving: this.#signers(secrets.serving.data, copies?.["serving-ca.crt"]),
+			client: this.#signers("client", secrets.client.data, copies),
+			serving: this.#signers("serving", secrets.serving.data, copies),
 		};
 		const leaves: Observed["leaves"] = {
 			server: this.#leaf(this.#own(SERVER_CERT).data, signers.serving),
@@ -445,7 +450,12 @@ export class Controller {
 		return { waits, due: rolling ? undefined : due };
 	}
 
-	#signers(secret: Data | undefined, copy: string | undefined): Signers {
+	/** @param copies of what the Secrets hold but the keys */
+	#signers(
+		domain: Domain,
+		secret: Data | undefined,
+		copies: Data | undefined,
+	): Signers {
 		const one = (key: string) => this.#issuer.read(secret?.[key] ?? "")?.[0];
 		const [cross, nextCross] = [one("cross.crt"), one("next-cross.crt")];
 		const previous = one("previous.crt");
@@ -454,11 +464,13 @@ export class Controller {
 			current: this.#pair(secret, "tls"),
 			next: this.#pair(secret, "next"),
 			trusted: [
-				...([secret?.["ca-bundle.crt"], copy]
+				...([secret?.["ca-bundle.crt"], copies?.[`${domain}-ca.crt`]]
 					.map((text) => (text ? this.#issuer.read(text) : undefined))
 					.find((list) => list !== undefined) ?? []),
 			],
-			answered: JSON.parse(secret?.answered ?? "{}") as Requests,
+			answered: JSON.parse(
+				secret?.answered ?? copies?.[`${domain}-answered`] ?? "{}",
+			) as Requests,
 			...(cross && { cross }),
 			...(nextCross && { nextCross }),
 			...(previous && {

@@ -327,7 +327,7 @@ describe.each([
 		[
 			"another client CA",
 			(made) => {
-				made.signers.client.bundle = "another";
+				made.signers.client.current = authority("another", "CN=another");
 			},
 		],
 		[
@@ -376,14 +376,16 @@ describe.each([
 	});
 });
 
-test("gateways and etcd's own proxies take each other's place: nothing of the Deployment but its pods differs", () => {
+test("gateways and etcd's own proxies take each other's place: nothing of the Deployment but its pods, and how fast they are replaced, differs", () => {
 	const [gateway, etcd] = [environment, etcdEnvironment].map((environment) => {
 		const spec = specOf(sample());
 		return workload(sample(), environment, spec, material(spec));
 	});
 	const without = (objects: KubeObject[] = []) =>
 		JSON.parse(JSON.stringify(objects), (key, value) =>
-			["annotations", "containers"].includes(key) ? undefined : value,
+			["annotations", "containers", "maxSurge"].includes(key)
+				? undefined
+				: value,
 		);
 	expect(without(gateway)).toEqual(without(etcd));
 });
@@ -571,7 +573,7 @@ describe("a signer's Secret", () => {
 			{ compromised: "stolen laptop" },
 			{ rotate: "a", compromised: "b" },
 		])
-			expect(readAnswered("client", secretOf({ answered }))).toEqual(answered);
+			expect(readAnswered("serving", secretOf({ answered }))).toEqual(answered);
 		expect(readAnswered("client", undefined)).toEqual({});
 	});
 

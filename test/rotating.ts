@@ -21,7 +21,7 @@ export const merge = (patch: object) => [
 ];
 
 /** The parts of a domain. */
-const parts = {
+export const parts = {
 	client: {
 		purpose: "sslclient",
 		bundle: (name: string) =>
@@ -151,8 +151,9 @@ export const proxyPod = (name: string): object => ({
 		],
 	},
 });
+/** The text cut off in the middle of its first certificate or key, also where there are two. */
 export const half = (text: string) =>
-	text.slice(0, Math.floor(text.length / 2) + 9);
+	text.slice(0, Math.floor(text.length * 0.4));
 
 /** @param on filled before the first of these is called, and followed from `follow` to `end` */
 export function rotations(on: Pick<Stage, "cluster" | "api">) {
@@ -275,9 +276,8 @@ export function rotations(on: Pick<Stage, "cluster" | "api">) {
 		const ca = new X509Certificate(secretText(secret, "tls.crt"));
 		const [first, cross] = certificates(await leaf(name, domain));
 		expect(first?.verify(ca.publicKey)).toBe(true);
-		expect(cross === undefined || cross.checkIssued(ca)).toBe(
-			cross === undefined,
-		);
+		// What completes the chain is the same signer, certified by another.
+		if (cross) expect(cross.publicKey.equals(ca.publicKey)).toBe(true);
 		expect(accepts(domain, await leaf(name, domain), ca.toString())).toBe("OK");
 		const trusted = await bundle(name, domain);
 		expect(accepts(domain, await leaf(name, domain), trusted)).toBe("OK");

@@ -5,11 +5,19 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { type Domain, domains } from "../lifetimes.ts";
 import { base64, secretText } from "./client.ts";
-import { apiServerNamespace, eventsOf, NAMESPACE, until } from "./harness.ts";
+import {
+	apiServerNamespace,
+	etcdStorage,
+	eventsOf,
+	NAMESPACE,
+	until,
+} from "./harness.ts";
 import {
 	accepts,
 	certificates,
+	consumer,
 	consumerRole,
+	consumers,
 	expectAllAccepted,
 	half,
 	merge,
@@ -47,6 +55,13 @@ const {
 } = scene;
 beforeAll(() => scene.follow());
 afterAll(() => scene.end());
+
+/** Has another server certificate issued. */
+const shorten = (name: string, servingCertificateValidity: string) =>
+	kubectl(
+		...["patch", "etcdstorage", name],
+		...merge({ spec: { servingCertificateValidity } }),
+	);
 
 describe("a CA that is replaced on demand", () => {
 	test.concurrent(
@@ -249,9 +264,7 @@ describe("a CA that is replaced on demand", () => {
 			const keys = Object.keys((await signer(name, domain)).data ?? {});
 			expect(keys.filter((key) => key.startsWith("previous"))).toEqual([]);
 			// Acted on once.
-			await on.api.issuedBy(name, () =>
-				own("delete", "secret", `${name}-server-cert`),
-			);
+			await on.api.issuedBy(name, () => shorten(name, "500h"));
 			expect(generation(name, domain)).toBe(after.generation);
 		},
 		LONG,
@@ -280,11 +293,9 @@ describe("while the next CA is published", () => {
 			);
 			expect(told).toContain("Harmless until ");
 			// By the former one, which everybody trusts.
-			expect(
-				await on.api.issuedBy(name, () =>
-					own("delete", "secret", `${name}-server-cert`),
-				),
-			).toBe("server (not there)");
+			expect(await on.api.issuedBy(name, () => shorten(name, "500h"))).toBe(
+				"server (validity changed: from 730h0m0s to 500h0m0s)",
+			);
 			expect(rotation(name, "serving")?.phase).toBe("Publish");
 			expect(handed.serving.bundles).toHaveLength(1);
 			await recreate(name);
@@ -619,3 +630,73 @@ describe("a signer that is lost", () => {
 		LONG,
 	);
 });
+
+test.concurrent("CAs and certificates of a minute follow each other in real time, and whoever shows what he has is accepted with what others have", async () => {
+	const name = "fleeting";
+	await on.cluster.apply(
+		...apiServerNamespace(target(name)),
+		...consumerRole(name),
+		consumer(name, "api-1", 0),
+	);
+	await says(name, "api-1", "rolled out", 0);
+	await on.cluster.apply(
+		etcdStorage(name, target(name), {
+			consumers: consumers(name, 1),
+			signingCertificateValidity: "1m",
+			servingCertificateValidity: "1m",
+			clientCertificateValidity: "1m",
+		}),
+	);
+	await on.api.condition(name, "CertificatesReady", /^True /);
+	const handed = record(name);
+	// Each as it was 15 s ago, as if a kubelet had brought it late.
+	const kept: { at: number; leaf: string; bundle: string }[] = [];
+	const begun = performance.now();
+	let judged = 0;
+	await until(
+		async () => {
+			for (const domain of domains) {
+				const at = performance.now();
+				const now = {
+					at,
+					leaf: await leaf(name, domain),
+					bundle: await bundle(name, domain),
+				};
+				const late = kept.findLast(
+					(one) =>
+						at - one.at > 15_000 &&
+						one.leaf.length > 0 &&
+						certificates(one.leaf)[0]?.issuer.includes(domain),
+				);
+				for (const [chain, trusted] of [
+					[now.leaf, now.bundle],
+					[late?.leaf ?? now.leaf, now.bundle],
+					[now.leaf, late?.bundle ?? now.bundle],
+				] as const) {
+					expect([domain, accepts(domain, chain, trusted)]).toEqual([
+						domain,
+						"OK",
+					]);
+					judged++;
+				}
+				kept.push(now);
+			}
+			await Bun.sleep(500);
+			return performance.now() - begun > 100_000;
+		},
+		"a hundred seconds have passed",
+		120_000,
+	);
+	expect(judged).toBeGreaterThan(100);
+	for (const domain of domains) {
+		// At 24 to 30 s of each one's life.
+		expect(handed[domain].next.length).toBeGreaterThanOrEqual(3);
+		expect(handed[domain].lost).toBe(0);
+		const trusted = certificates(await bundle(name, domain));
+		expect(trusted.length).toBeLessThanOrEqual(3);
+		const first = certificates(handed[domain].bundles[0] ?? "")[0];
+		expect(trusted.map(({ fingerprint }) => fingerprint)).not.toContain(
+			first?.fingerprint ?? "",
+		);
+	}
+}, 180_000);

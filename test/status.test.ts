@@ -448,6 +448,15 @@ describe("events", () => {
 			["Publish", "Sign"],
 		],
 		["a phase that came back: nothing", next("Spread"), next("Sign"), []],
+		[
+			"a CA that replaces a compromised one, which is not published before",
+			rotating({}),
+			rotating({
+				...{ phase: "Sign", generation: "ffffffff" },
+				reason: "compromised: laptop",
+			}),
+			["Sign"],
+		],
 	])("tell of phases once each: %s", (_, before, after, phases) => {
 		// That of a first status is about other things.
 		const news = told(before, after).filter((one) => /Rotation/.test(one));
@@ -526,6 +535,17 @@ describe("the next visit", () => {
 			outcome({ rotations: [rotation({ phase: "Retire", nextStepAt })] });
 		expect(nextVisit(ending(NOW + 12_345), NOW, 0.5)).toBe(12_346);
 		expect(nextVisit(ending(Number.POSITIVE_INFINITY), NOW, 0)).toBe(30_000);
+	});
+	test("comes later and later where every visit takes a step: somebody takes them back", () => {
+		const after = (steps: number) =>
+			nextVisit(outcome({ stepped: true }), NOW, 0.5, steps);
+		// Two domains take three steps each.
+		expect(after(6)).toBeLessThan(100);
+		for (let steps = 8; steps < 30; steps++) {
+			expect(after(steps + 1)).toBeGreaterThanOrEqual(after(steps));
+			expect(after(steps)).toBeLessThanOrEqual(40_000);
+		}
+		expect(after(20)).toBeGreaterThan(30_000);
 	});
 	test("comes at once after a step of a replacement: the next may be possible", () => {
 		const wait = nextVisit(outcome({ stepped: true }), NOW, 0.5);

@@ -275,6 +275,21 @@ describe.skipIf(reason !== undefined)("certificates for a lifetime", () => {
 			expect(await condition("CertificatesReady")).toStartWith(
 				"CertificatesReady=True",
 			);
+			// It was restarted when its kubelet could have the new CA, not together with the writing of it.
+			const ofTenant = [`--namespace=${TENANT}`, "--show-managed-fields"];
+			const [target, { items }] = await Promise.all([
+				json("get", "configmap", "etcd-serving-ca", ...ofTenant),
+				json("get", "pods", ...ofTenant),
+			]);
+			const written = (target.metadata.managedFields as Json[]).map((one) =>
+				Date.parse(one.time),
+			);
+			const created = (items as Json[]).map((pod) =>
+				Date.parse(pod.metadata.creationTimestamp),
+			);
+			expect(Math.max(...created)).toBeGreaterThanOrEqual(
+				Math.max(...written) + 10 * SECOND,
+			);
 		},
 		10 * MINUTE,
 	);
