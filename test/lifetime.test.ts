@@ -2,6 +2,7 @@ import { afterAll, describe, expect, test } from "bun:test";
 import fc from "fast-check";
 import { leafRenewalTime, signerRenewalTime } from "../lifetimes.ts";
 import {
+	type Act,
 	anyScript,
 	anyValidity,
 	type Script,
@@ -85,6 +86,178 @@ describe("the laws hold at every instant of", () => {
 			),
 		TIMEOUT_MS,
 	);
+});
+
+describe("the laws hold when", () => {
+	const willing: Setting["apiServers"] = [
+		{ named: true, permission: "restart", replicas: 2 },
+	];
+	const deaf: Setting["apiServers"] = [
+		{ named: true, permission: "none", replicas: 1 },
+		{ named: false, permission: "restart", replicas: 1 },
+	];
+	const lost: Act = { do: "damage", domain: "serving", what: "Secret" };
+	const keyLost: Act = { do: "damage", domain: "serving", what: "tls.key" };
+	const nextLost: Act = { do: "damage", domain: "serving", what: "next.key" };
+	const rotated: Act = { do: "rotate", domain: "serving" };
+	const stolen: Act = { do: "compromised", domain: "serving" };
+	const stolenClient: Act = { do: "compromised", domain: "client" };
+	const stuck: Act = { do: "stick", api: 0, on: true };
+	const forbidden = (of: "bundle" | "leaf"): Act => ({
+		...{ do: "health", api: 0, of, health: "forbidden" },
+	});
+	const crash: Act = { do: "crash", controller: 0, downMs: 1000 };
+
+	test.each<[string, Setting["apiServers"], [days: number, act: Act][]]>([
+		[
+			"the signer is lost, and consumers can be restarted",
+			willing,
+			[[1, lost]],
+		],
+		["the signer is lost, and consumers cannot", deaf, [[1, lost]]],
+		[
+			"one that is lost is lost again",
+			willing,
+			[
+				[1, lost],
+				[0, lost],
+				[0, lost],
+			],
+		],
+		[
+			"the signer's key is lost while a consumer is stuck",
+			willing,
+			[
+				[1, stuck],
+				[1, rotated],
+				[1, keyLost],
+			],
+		],
+		[
+			"the next signer's key is lost while it is published",
+			willing,
+			[
+				[1, forbidden("bundle")],
+				[1, rotated],
+				[1, nextLost],
+			],
+		],
+		[
+			"the client CA is lost, and a Secret cannot be written",
+			willing,
+			[
+				[1, forbidden("leaf")],
+				[1, { do: "damage", domain: "client", what: "Secret" }],
+				[30, { do: "heal" }],
+			],
+		],
+		[
+			"a Secret cannot be written while the client CA is replaced",
+			willing,
+			[
+				[1, forbidden("leaf")],
+				[0, { do: "rotate", domain: "client" }],
+				[2, { do: "heal" }],
+			],
+		],
+		[
+			"a bundle cannot be written for two lives of a CA",
+			willing,
+			[
+				[1, forbidden("bundle")],
+				[40, { do: "heal" }],
+			],
+		],
+		[
+			"a consumer is stuck for two lives of a CA",
+			willing,
+			[
+				[1, stuck],
+				[40, { do: "heal" }],
+			],
+		],
+		[
+			"a replacement is asked for while nobody knows who reads",
+			deaf,
+			[
+				[1, rotated],
+				[1, rotated],
+				[1, rotated],
+			],
+		],
+		[
+			"a signer is compromised",
+			willing,
+			[
+				[1, stolen],
+				[1, stolenClient],
+			],
+		],
+		[
+			"a signer is compromised whose readers cannot be restarted",
+			deaf,
+			[
+				[1, stolen],
+				[20, stolenClient],
+			],
+		],
+		[
+			"a signer is compromised in the middle of its replacement",
+			willing,
+			[
+				[1, stuck],
+				[1, rotated],
+				[0.001, stolen],
+			],
+		],
+		[
+			"nobody is there for a third of a life",
+			willing,
+			[[1, { do: "outage", lives: 0.3 }]],
+		],
+		[
+			"nobody is there for longer than all validities",
+			deaf,
+			[[1, { do: "outage", lives: 1.3 }]],
+		],
+		[
+			"the validity is halved, and doubled again",
+			deaf,
+			[
+				[9, { do: "validity", of: "signing", factor: 0.5 }],
+				[4, { do: "validity", of: "signing", factor: 4 }],
+			],
+		],
+		[
+			"a controller crashes after each of its writes",
+			willing,
+			Array.from({ length: 12 }, (): [number, Act] => [-1, crash]),
+		],
+		[
+			"two controllers work at once with caches that lag",
+			deaf,
+			[
+				[0.1, { do: "second", on: true }],
+				[0, { do: "lag", controller: 0, ms: 20_000 }],
+				[0, { do: "lag", controller: 1, ms: 20_000 }],
+				[1, rotated],
+				[1, stolen],
+			],
+		],
+	])("%s", (_, apiServers, acts) => {
+		const validity = { signing: 20 * DAY, serving: 4 * DAY, client: 4 * DAY };
+		for (const proxies of ["gateway", "etcd"] as const)
+			hold(
+				{
+					setting: { seed: 1, proxies, replicas: 2, apiServers, validity },
+					acts: acts.map(([days, act]) => ({
+						when: days < 0 ? { writes: 1, ms: 0 } : { ms: days * DAY },
+						act,
+					})),
+				},
+				60 * DAY,
+			);
+	});
 });
 
 describe("ten years without an incident", () => {

@@ -53,8 +53,8 @@ const importers = (specifier: RegExp) =>
 /** From the shell to the core: each may run the ones behind it, never one before it. */
 const layers = [
 	["controller.ts"],
-	// The two halves of the program.
-	["gateway.ts", "operator.ts"],
+	// The halves of the program.
+	["gateway.ts", "inspect.ts", "operator.ts"],
 	// The gateway's.
 	["gateway/listener.ts", "gateway/options.ts"],
 	["gateway/call.ts", "gateway/credentials.ts", "gateway/metrics.ts"],
@@ -69,13 +69,14 @@ const layers = [
 	["http2/framewriter.ts", "http2/stream.ts"],
 	["http2/frames.ts", "http2/hpack.ts"],
 	// The controller's.
+	["report.ts", "tables.ts"],
 	["clock.ts", "leader.ts", "metrics.ts", "options.ts", "queue.ts", "visit.ts"],
 	["deletion.ts", "observe.ts"],
 	["cache.ts", "certificates.ts", "consumers.ts", "proxies.ts", "targets.ts"],
 	["drift.ts", "problems.ts"],
 	["workload.ts"],
 	["manifests.ts", "status.ts"],
-	["reconcile.ts"],
+	["reconcile.ts", "trust.ts"],
 	["rotation.ts"],
 	["lifetimes.ts"],
 	["pki.ts", "kube.ts"],
@@ -129,7 +130,7 @@ test("a gateway loads nothing of the controller, and the entry nothing of either
 	];
 	expect(loaded("controller.ts").sort()).toEqual(["flags.ts", "log.ts"]);
 	const ofController = layers.slice(
-		layer("leader.ts"),
+		layer("report.ts"),
 		layer("etcdstorage.ts"),
 	);
 	const ofGateway = loaded("gateway.ts");
@@ -143,7 +144,7 @@ test("a gateway loads nothing of the controller, and the entry nothing of either
 	]);
 	expect(
 		loaded("operator.ts").filter(
-			(file) => layer(file) >= 0 && layer(file) < layer("leader.ts"),
+			(file) => layer(file) >= 0 && layer(file) < layer("report.ts"),
 		),
 	).toEqual([]);
 });
@@ -186,7 +187,10 @@ describe.each([
 	"lifetimes.ts",
 	"reconcile.ts",
 	"rotation.ts",
+	"report.ts",
 	"status.ts",
+	"tables.ts",
+	"trust.ts",
 	"drift.ts",
 	"workload.ts",
 	"manifests.ts",
@@ -241,6 +245,7 @@ test("the clock is read by the shell alone", () => {
 	expect(clocks.sort()).toEqual([
 		"gateway/credentials.ts",
 		"gateway/listener.ts",
+		"inspect.ts",
 		"leader.ts",
 		"log.ts",
 		"metrics.ts",
