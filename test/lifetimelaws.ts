@@ -70,6 +70,8 @@ export class Laws {
 	#soundUntil = Number.NEGATIVE_INFINITY;
 	/** How many pairs were looked at, and how many exceptions were made, by reason. */
 	readonly tally = new Map<string, number>();
+	/** When the first exception was made. */
+	firstExcuse = Number.POSITIVE_INFINITY;
 
 	constructor(cluster: Cluster, issuer: Issuer) {
 		this.#cluster = cluster;
@@ -140,6 +142,7 @@ export class Laws {
 			if (excuse) {
 				this.#soundUntil = Math.min(this.#soundUntil, now + MINUTE);
 				this.#count(excuse);
+				this.firstExcuse = Math.min(this.firstExcuse, now);
 				continue;
 			}
 			const key = `${pair.domain} ${pair.proxy.name} ${pair.process.name}`;

@@ -27,6 +27,8 @@ export interface Lifetime {
 	writes: Map<string, number>;
 	tally: Map<string, number>;
 	visits: number;
+	/** How long nobody was cut off, for whatever reason. */
+	unharmedMs: number;
 	/** Validities that the spec has had. */
 	shortest: { signing: number; leaf: number };
 }
@@ -144,6 +146,7 @@ class World {
 			writes: this.#cluster.writes,
 			tally: this.#laws.tally,
 			visits: this.#visits,
+			unharmedMs: this.#laws.firstExcuse - START,
 			shortest: this.#shortestOf,
 		};
 	}

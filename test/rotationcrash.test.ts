@@ -159,6 +159,11 @@ async function expectGenerations(
 			count + 1,
 		]);
 		expect([domain, handed[domain].lost]).toEqual([domain, 0]);
+		// Exactly one, and nothing of its predecessor's but the certificate that it has made.
+		const { data } = await signer(name, domain);
+		expect([domain, ...Object.keys(data ?? {}).sort()]).toEqual([
+			...[domain, "ca-bundle.crt", "cross.crt", "tls.crt", "tls.key"],
+		]);
 		await scene.expectWhole(name, domain);
 		if (!former) continue;
 		expect(accepts(domain, chain, former[domain].trusted)).toBe("OK");
