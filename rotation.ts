@@ -301,10 +301,18 @@ function publish(
 		leaves.length === 0
 			? now
 			: Math.min(...leaves.map((leaf) => partOfLife(leaf, LAST_MOMENT)));
+	const { nextCross, trusted } = signers;
 	const [forced, harmlessUntil] =
-		chained && able
-			? [partOfLife(able.facts, PUBLISH_UNTIL), able.facts.notAfter]
-			: [lastMoment, lastMoment];
+		nextCross && chained && able
+			? [partOfLife(able.facts, PUBLISH_UNTIL), nextCross.notAfter]
+			: [
+					lastMoment,
+					// Who has only one of the former is cut off with it, too.
+					Math.min(
+						lastMoment,
+						...without(trusted, next).map((one) => one.notAfter),
+					),
+				];
 	const waits = [...reach.unwritten, ...(chained ? [] : reach.unread)];
 	const known = { domain, generation: generationOf(next.facts) };
 	if (waits.length > 0 && now < forced)

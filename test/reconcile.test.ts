@@ -781,8 +781,9 @@ const rows: [string, Case, Decision][] = [
 			phase: "Publish",
 			waits: ["ConsumerNotRestarted"],
 			nextStepAt: END.a - HOUR + LEAF_LIFE * 0.9,
-			harmlessUntil: END.a - HOUR + LEAF_LIFE * 0.9,
-			overdueAt: overdue(MADE.b, END.a - HOUR + LEAF_LIFE * 0.9),
+			// Who has only the former CA is cut off with it.
+			harmlessUntil: END.a,
+			overdueAt: overdue(MADE.b, END.a),
 		},
 	],
 	[
