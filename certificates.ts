@@ -145,13 +145,25 @@ export function observeSigners(
 	const next = readPair(secret, "next");
 	const cross = one("cross.crt");
 	const nextCross = one("next-cross.crt");
-	// Its key may be gone on purpose, or be damaged: the certificate counts all the same.
-	const previous = one("previous.crt");
-	const previousPair = readPair(secret, "previous");
 	const bundle =
 		[text("ca-bundle.crt"), copy?.data?.[`${domain}-ca.crt`]]
 			.map((pem) => readBundle(pem))
 			.find((found) => found !== undefined) ?? [];
+	const isKnown = (facts: CertificateFacts) =>
+		[current, next].some(
+			(found) =>
+				"facts" in found && found.facts.fingerprint === facts.fingerprint,
+		);
+	// That it is there tells that the spread is not confirmed. Damaged, it can only be one of the others; the key may be
+	// gone on purpose.
+	const previous =
+		one("previous.crt") ??
+		(text("previous.crt") === undefined
+			? undefined
+			: bundle
+					.filter((facts) => !isKnown(facts))
+					.toSorted((a, b) => b.notBefore - a.notBefore)[0]);
+	const previousPair = readPair(secret, "previous");
 	const signers: Signers = {
 		current,
 		next,

@@ -90,10 +90,12 @@ export const signerRenewalTime = (
 	facts: CertificateFacts,
 ) => renewalTime(name, domain, facts, SIGNER_RENEWAL);
 
+const utf8 = new TextEncoder();
+
 /** FNV-1a (http://www.isthe.com/chongo/tech/comp/fnv/) mapped to [0, 1): a jitter that every replica agrees on. */
 export function hash01(text: string): number {
 	let hash = 0x811c9dc5;
-	for (const byte of new TextEncoder().encode(text))
+	for (const byte of utf8.encode(text))
 		hash = Math.imul(hash ^ byte, 0x01000193);
 	// FNV's high bits mix slowly over short texts that differ at their end; one more round (murmur3's) spreads them.
 	hash = Math.imul(hash ^ (hash >>> 16), 0x85ebca6b);

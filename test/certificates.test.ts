@@ -323,7 +323,7 @@ describe("of a signer's Secret", () => {
 			(secret) => ({ "previous.key": secretText(secret, "tls.key") }),
 			"without",
 		],
-		["has half a certificate", cut("previous.crt"), "none"],
+		["has half a certificate", cut("previous.crt"), "without"],
 		["has no certificate", without("previous.crt"), "none"],
 	])(
 		"the previous signer, where it %s, is known %s its key",

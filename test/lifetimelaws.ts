@@ -46,6 +46,11 @@ export class Laws {
 	readonly #issuer: Issuer;
 	/** Of each domain, what was said last. */
 	readonly #told: Partial<Record<Domain, Rotation>> = {};
+	/** Until when it was said to be harmless that somebody is behind: the first word counts, as long as he is named. */
+	readonly #promised: Record<Domain, Map<string, number>> = {
+		client: new Map(),
+		serving: new Map(),
+	};
 	/** Verifiers that were told of as behind, until the instant that was said to be harmless: excused until they start again. */
 	readonly #behind = new WeakMap<
 		Process | ProxyPod,
@@ -190,8 +195,7 @@ export class Laws {
 		const { names = [] } =
 			this.#verifiers(domain).find((one) => one.verifier === verifier) ?? {};
 		const named = told?.waits.some(({ who }) => names.includes(who));
-		const harmlessUntil = told?.harmlessUntil ?? Number.POSITIVE_INFINITY;
-		if (named && harmlessUntil <= now + TOLERANCE) {
+		if (this.#isDue(domain, names)) {
 			return this.#leave(verifier, TOLD);
 		}
 		// The signer has expired unseen. Who had not loaded its successor by then is named, but not since when he is cut off.
@@ -269,20 +273,17 @@ export class Laws {
 		const { now } = this.#cluster;
 		for (const domain of domains) {
 			const rotation = told.plan.rotations[domain];
-			const { step, harmlessUntil, waits } = rotation;
 			this.#told[domain] = rotation;
+			this.#promise(domain, rotation);
 			const ca = newest(told.signers[domain])?.facts;
 			// Who has been told of is not told of again when the next replacement begins, until it starts again.
-			if (ca && (harmlessUntil ?? Number.POSITIVE_INFINITY) <= now + TOLERANCE)
+			if (ca)
 				for (const { verifier, names, bundle } of this.#verifiers(domain))
-					if (
-						!bundle.includes(ca.pem) &&
-						waits.some(({ who }) => names.includes(who))
-					)
+					if (!bundle.includes(ca.pem) && this.#isDue(domain, names))
 						this.#leave(verifier, TOLD);
 			this.#moves(domain, rotation, told);
 			if (
-				!step &&
+				!rotation.step &&
 				(rotation.phase === "Steady" || rotation.phase === "Retire") &&
 				this.#failing.size === 0 &&
 				(this.#emergency[domain] ?? 0) < told.seenAt
@@ -300,6 +301,32 @@ export class Laws {
 				this.#failing.delete(key);
 			}
 		this.#bundles(told);
+	}
+
+	#promise(domain: Domain, { step, waits, harmlessUntil }: Rotation): void {
+		const promised = this.#promised[domain];
+		for (const { who } of waits)
+			promised.set(
+				who,
+				Math.min(
+					promised.get(who) ?? Number.POSITIVE_INFINITY,
+					harmlessUntil ?? Number.POSITIVE_INFINITY,
+				),
+			);
+		// A step says little about who is waited for.
+		if (step) return;
+		for (const who of promised.keys())
+			if (waits.every((wait) => wait.who !== who)) promised.delete(who);
+	}
+
+	/** Whether somebody of these names was told to be harmless no longer than until now. */
+	#isDue(domain: Domain, names: string[]): boolean {
+		const { now } = this.#cluster;
+		return names.some(
+			(who) =>
+				(this.#promised[domain].get(who) ?? Number.POSITIVE_INFINITY) <=
+				now + TOLERANCE,
+		);
 	}
 
 	/** A phase that does not move says for whom, and one that nobody is in the way of moves. */

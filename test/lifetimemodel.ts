@@ -22,6 +22,9 @@ const START = Date.UTC(2026, 10, 23, 12);
 /** How far a controller's clock is off at most; more is corrected by clock.ts. */
 const SKEW = 4 * MINUTE;
 
+/** So many visits in a row that do something are a loop; ten are many. */
+const RESTLESS = 500;
+
 export interface Lifetime {
 	/** Of each object. */
 	writes: Map<string, number>;
@@ -53,9 +56,10 @@ class World {
 	readonly #laws: Laws;
 	readonly #controllers: Controller[];
 	#spec: Spec;
-	#writes = 0;
 	#visits = 0;
 	#requests = 0;
+	/** Visits since one that had nothing to do. */
+	#restless = 0;
 	#quietUntil = 0;
 	readonly #shortestOf = {
 		signing: Number.POSITIVE_INFINITY,
@@ -90,8 +94,11 @@ class World {
 			);
 			controller.onTold = (told) => {
 				this.#visits++;
-				this.#writes += told.writes.length;
 				const { client, serving } = told.plan.rotations;
+				const acts = told.writes.length > 0 || client.step || serving.step;
+				this.#restless = acts ? this.#restless + 1 : 0;
+				if (this.#restless > RESTLESS)
+					throw new Violation(`visits without end: ${summary(told)}`);
 				// A leaf's renewal is everyday life.
 				if (client.step || serving.step || told.writes.length > 1)
 					this.#note(`${name}: ${summary(told)}`);

@@ -207,16 +207,17 @@ export async function startController(
 
 /**
  * Runs a program of this folder in the cluster's network while something happens.
- * @param name of its log
+ * @param what happens: no two of its logs may have the same name
  * @returns what its last line says
  * @throws Error when `action` does, or when the program has crashed
  */
 export async function meanwhile<Report>(
 	cluster: Cluster,
-	name: string,
+	what: string,
 	file: "load.ts" | "laws.ts",
 	action: (program: Child) => Promise<unknown>,
 ): Promise<Report> {
+	const name = `${file} ${what}`.replaceAll(/\W+/g, "-");
 	const program = cluster.spawn(name, [
 		...[process.execPath, join(import.meta.dirname, file)],
 		cluster.kubeconfig,
@@ -238,8 +239,7 @@ export async function underLoad(
 	what: string,
 	action: () => Promise<unknown>,
 ): Promise<LoadReport> {
-	const name = `load-${what.replaceAll(/\W+/g, "-")}`;
-	const report = await meanwhile<LoadReport>(cluster, name, "load.ts", action);
+	const report = await meanwhile<LoadReport>(cluster, what, "load.ts", action);
 	const { failures, missed, ...figures } = report;
 	console.log(
 		`${what}: ${JSON.stringify(figures)}, ${failures.length} failed, ${missed.length} missed`,

@@ -112,7 +112,7 @@ describe.skipIf(reason !== undefined)("certificates for a lifetime", () => {
 	): Promise<{ load: LoadReport; laws: LawsReport }> => {
 		let laws: LawsReport | undefined;
 		const load = await underLoad(cluster, what, async () => {
-			laws = await meanwhile<LawsReport>(cluster, "laws", "laws.ts", action);
+			laws = await meanwhile<LawsReport>(cluster, what, "laws.ts", action);
 		});
 		if (!laws) throw new Error("no laws");
 		const { rotations, violations, ...figures } = laws;
@@ -338,6 +338,10 @@ describe.skipIf(reason !== undefined)("certificates for a lifetime", () => {
 				},
 			);
 			expect(laws.violations).toEqual([]);
+			for (const domain of domains)
+				expect(
+					laws.rotations[domain].slice(1).map((one) => one.confirmed),
+				).toContainEqual(expect.any(Number));
 			expect(load.missed).toEqual([]);
 			// It ends without draining: a write that is under way in it at that moment is not repeated by the API server.
 			expect(load.failures.length).toBeLessThanOrEqual(
