@@ -5,6 +5,7 @@
 import { Cache } from "./cache.ts";
 import { Clock } from "./clock.ts";
 import { finalize } from "./deletion.ts";
+import { DryKube } from "./drykube.ts";
 import {
 	type EtcdStorage,
 	formatDuration,
@@ -13,18 +14,9 @@ import {
 	readStatus,
 } from "./etcdstorage.ts";
 import { type Flags, helpText, parseFlags, UsageError } from "./flags.ts";
-import {
-	ApiError,
-	type Kind,
-	Kube,
-	type KubeObject,
-	type KubeOptions,
-	loadKubeConfig,
-	type Ref,
-} from "./kube.ts";
+import { type Kind, type KubeObject, loadKubeConfig } from "./kube.ts";
 import {
 	type Data,
-	type Environment,
 	FIELD_MANAGER,
 	isOwnedBy,
 	names,
@@ -36,36 +28,33 @@ import {
 	type CertificateFacts,
 	parseCertificates,
 	UnreadableError,
-	verifies,
 } from "./pki.ts";
 import { invalidSpec } from "./problems.ts";
 import { decide } from "./reconcile.ts";
 import {
-	type Bundle,
 	type Certs,
-	type CertsReport,
-	core,
+	life,
 	type Planned,
 	planned,
 	type Report,
+	type ShownCertificate,
 	shown,
 	time,
 	unshown,
-	type Write,
 } from "./report.ts";
 import type { EventNote } from "./status.ts";
 import { certsText, planText } from "./tables.ts";
 import { TargetReader, targetKey } from "./targets.ts";
-import type { Signed } from "./trust.ts";
+import type { Verifier } from "./trust.ts";
 import { visit } from "./visit.ts";
 import type { Deployment } from "./workload.ts";
 
-const COMMANDS = {
-	plan: "prints what the controller would do now for each EtcdStorage, and when next",
+export type Command = "plan" | "certs";
+const COMMANDS: Record<Command, string> = {
+	plan: "what the controller would do now for each EtcdStorage, and when next",
 	certs:
-		"prints each EtcdStorage's certificates as they are in the cluster, who trusts whom, and what breaks when",
+		"each EtcdStorage's certificates as they are, who trusts whom, and what breaks when",
 };
-export type Command = keyof typeof COMMANDS;
 
 interface Options {
 	kubeconfig: string;
@@ -90,7 +79,7 @@ export const inspectFlags: Flags<keyof Options> = {
 
 export const inspectHelp = (command: Command): string =>
 	helpText(
-		`etcdproxy-controller ${command} ${COMMANDS[command]}. It writes nothing.
+		`etcdproxy-controller ${command} prints ${COMMANDS[command]}. It writes nothing.
 
 Usage: etcdproxy-controller ${command} [flags] [NAME]    NAME of one EtcdStorage; without it: all of them
 
@@ -115,115 +104,16 @@ export function parseInspect(
 		throw new UsageError(
 			`"${more.join(" ")}" is too much: one EtcdStorage can be named, or none for all`,
 		);
-	for (const flag of [
-		"namespace",
-		"etcd-core-ca-configmap",
-		"etcd-core-certs-secret",
-	] as const)
-		if (!isObjectName(options[flag]))
-			throw new UsageError(
-				`--${flag} "${options[flag]}" is not the name of a Kubernetes object`,
-			);
+	if (!isObjectName(options.namespace))
+		throw new UsageError(
+			`--namespace "${options.namespace}" is not the name of a Kubernetes object`,
+		);
 	if (options.output !== "table" && options.output !== "json")
 		throw new UsageError(`--output "${options.output}" must be table or json`);
 	return { options, name };
 }
 
-/** An API server that is read, and told nothing: what is written is noted, and answered about as it would be. */
-export class DryKube extends Kube {
-	/** In order. */
-	writes: Write[] = [];
-	/** The controller's, as the API server calls it. */
-	readonly #account: string;
-	/** What was read, and cannot be changed. */
-	readonly #immutable = new Set<string>();
-
-	/** @param namespace the controller's */
-	constructor(
-		config: ReturnType<typeof loadKubeConfig>,
-		options: KubeOptions,
-		namespace: string,
-	) {
-		super(config, options);
-		this.#account = `"system:serviceaccount:${namespace}:etcdproxy-controller-sa"`;
-	}
-
-	override async get<T extends KubeObject>(ref: Ref): Promise<T | undefined> {
-		const found = await this.#reading(super.get<T & Data>(ref));
-		if (found?.immutable) this.#immutable.add(textOf(ref));
-		return found;
-	}
-
-	override list<T extends KubeObject>(
-		...args: Parameters<Kube["list"]>
-	): Promise<T[]> {
-		return this.#reading(super.list<T>(...args));
-	}
-
-	override podProxy<T>(...args: Parameters<Kube["podProxy"]>): Promise<T> {
-		return this.#reading(super.podProxy<T>(...args));
-	}
-
-	override create<T extends KubeObject>(object: T): Promise<T> {
-		return this.#write("create", refOf(object), object);
-	}
-
-	override apply<T extends KubeObject>(object: T): Promise<T> {
-		return this.#write("apply", refOf(object), object);
-	}
-
-	override patch<T extends KubeObject>(ref: Ref): Promise<T> {
-		const { name, namespace } = ref;
-		const metadata = { name, ...(namespace && { namespace }) };
-		return this.#write("patch", ref, { ...ref, metadata } as unknown as T);
-	}
-
-	override delete(ref: Ref): Promise<void> {
-		return this.#write("delete", ref, undefined);
-	}
-
-	/** What the controller may not read is a fact; what somebody else may not read is not known. */
-	async #reading<T>(answer: Promise<T>): Promise<T> {
-		try {
-			return await answer;
-		} catch (error) {
-			if (
-				!(error instanceof ApiError) ||
-				error.reason !== "Forbidden" ||
-				error.message.includes(this.#account)
-			)
-				throw error;
-			throw new Error(
-				`${error.message}; whoever asks must be allowed to read what the controller reads, as its ServiceAccount is`,
-			);
-		}
-	}
-
-	async #write<T>(verb: Write["verb"], ref: Ref, answer: T): Promise<T> {
-		const object = textOf(ref);
-		if (this.#immutable.has(object))
-			throw new ApiError(verb, ref, {
-				code: 422,
-				reason: "Invalid",
-				message: "field is immutable when `immutable` is set",
-			});
-		this.writes.push({ verb, object });
-		return answer;
-	}
-}
-
-const textOf = ({ kind, namespace, name }: Ref) =>
-	`${kind} ${namespace ? `${namespace}/` : ""}${name}`;
-const refOf = ({ apiVersion, kind, metadata }: KubeObject): Ref => ({
-	apiVersion,
-	kind,
-	...metadata,
-});
-
-/** EtcdStorages looked at at once, by a connection each. */
-const CONCURRENCY = 8;
-
-/** What visits share: what the controller watches, read once. */
+/** What is shared by all that is looked at: what the controller watches, read once. */
 type Cluster = Pick<Context, "storages" | "owned" | "environment" | "now">;
 
 async function read(
@@ -231,73 +121,72 @@ async function read(
 	options: Options,
 	now: () => number,
 ): Promise<Cluster> {
-	const { namespace } = options;
-	const storages = new Cache<EtcdStorage>();
-	const owned: Context["owned"] = {
-		ConfigMap: new Cache<Data>(),
-		Secret: new Cache<Data>(),
-		Service: new Cache<KubeObject>(),
-		Deployment: new Cache<Deployment>(),
+	const cluster: Cluster = {
+		storages: new Cache<EtcdStorage>(),
+		owned: {
+			ConfigMap: new Cache<Data>(),
+			Secret: new Cache<Data>(),
+			Service: new Cache<KubeObject>(),
+			Deployment: new Cache<Deployment>(),
+		},
+		environment: {
+			namespace: options.namespace,
+			coreUrls: [],
+			coreCAConfigMap: options["etcd-core-ca-configmap"],
+			coreCertsSecret: options["etcd-core-certs-secret"],
+			proxyImage: String(flags["etcd-proxy-image"].default),
+		},
+		now,
 	};
-	const fill = async (kind: Kind, within: string, cache: Cache<KubeObject>) =>
-		cache.replace(await kube.list(kind, within));
-	await Promise.all([
-		fill("EtcdStorage", "", storages as Cache<KubeObject>).catch(hinting),
-		...Object.entries(owned).map(([kind, cache]) =>
-			fill(kind as Kind, namespace, cache as Cache<KubeObject>),
-		),
-	]);
-	const environment: Environment = {
-		namespace,
-		coreUrls: [],
-		coreCAConfigMap: options["etcd-core-ca-configmap"],
-		coreCertsSecret: options["etcd-core-certs-secret"],
-		proxyImage: String(flags["etcd-proxy-image"].default),
-	};
-	return { storages, owned, environment, now };
+	const lists = Object.entries({
+		EtcdStorage: cluster.storages,
+		...cluster.owned,
+	}).map(async ([kind, cache]) => {
+		const namespace = kind === "EtcdStorage" ? "" : options.namespace;
+		const objects = await kube.list(kind as Kind, namespace);
+		(cache as Cache<KubeObject>).replace(objects);
+	});
+	await Promise.all(lists);
+	return cluster;
 }
 
-function hinting(error: unknown): never {
-	if (!(error instanceof ApiError) || error.code !== 404) throw error;
-	throw new Error(
-		`${error.message}; is the CustomResourceDefinition installed? See artifacts/deployment`,
-	);
-}
-
+/** The EtcdStorage of that name, or all, by name. */
 function select({ storages }: Cluster, name: string | undefined) {
 	const all = [...storages.values()].sort((a, b) =>
 		a.metadata.name < b.metadata.name ? -1 : 1,
 	);
-	const found = all.filter((one) => (name ?? one.metadata.name) === one.metadata.name);
-	if (name === undefined || found.length > 0) return found;
-	const others = all.slice(0, 10).map((one) => one.metadata.name);
-	const more = all.length - others.length;
+	if (name === undefined) return all;
+	const one = storages.get(name);
+	if (one) return [one];
+	const some = all.slice(0, 10).map((other) => other.metadata.name);
+	const more = all.length - some.length;
 	throw new Error(
-		`there is no EtcdStorage "${name}"; ${all.length === 0 ? "there are none at all" : `there are: ${others.join(", ")}${more > 0 ? ` and ${more} more` : ""}`}`,
+		`there is no EtcdStorage "${name}"; ${all.length === 0 ? "there are none at all" : `there are: ${some.join(", ")}${more > 0 ? ` and ${more} more` : ""}`}`,
 	);
 }
 
-/** The controller's flags are not known here: what runs is as it should be. */
+interface PodTemplate {
+	spec?: { containers?: { image?: string; args?: string[] }[] };
+}
+
+/** The controller's command line is not known here: what runs is taken to be of it. */
 function environmentOf({ environment, owned }: Cluster, name: string) {
-	const { template } = (owned.Deployment.get(names.workload(name))?.spec ??
-		{}) as {
-		template?: {
-			spec?: { containers?: { image?: string; args?: string[] }[] };
-		};
-	};
-	const [container] = template?.spec?.containers ?? [];
-	const [, urls] =
-		container?.args
-			?.map((arg) => /^--endpoints=(.*)$/.exec(arg))
-			.find((match) => match) ?? [];
+	const { spec } = owned.Deployment.get(names.workload(name)) ?? {};
+	const template = spec?.template as PodTemplate | undefined;
+	const { image, args = [] } = template?.spec?.containers?.[0] ?? {};
+	const flag = "--endpoints=";
+	const urls = args.find((arg) => arg.startsWith(flag))?.slice(flag.length);
 	return {
 		...environment,
 		coreUrls: urls?.split(",") ?? [],
-		proxyImage: container?.image ?? environment.proxyImage,
+		proxyImage: image ?? environment.proxyImage,
 	};
 }
 
-type Tell<T> = (
+/** EtcdStorages looked at at once, by a connection each. */
+const CONCURRENCY = 8;
+
+type Look<T> = (
 	storage: EtcdStorage,
 	context: Context & { kube: DryKube },
 ) => Promise<T>;
@@ -306,84 +195,154 @@ async function each<T>(
 	found: EtcdStorage[],
 	cluster: Cluster,
 	connect: () => DryKube,
-	tell: Tell<T>,
+	look: Look<T>,
 ): Promise<T[]> {
-	const told: T[] = [];
+	const seen: T[] = [];
 	const entries = found.entries();
-	const worker = async () => {
+	const workers = Array.from({ length: CONCURRENCY }, async () => {
 		const kube = connect();
-		const targets = new TargetReader(kube);
 		for (const [index, storage] of entries) {
 			kube.writes = [];
-			told[index] = await tell(
-				{ ...storage, status: readStatus(storage) },
-				{
-					...cluster,
-					environment: environmentOf(cluster, storage.metadata.name),
-					kube,
-					targets,
-					restarts: new Map(),
-					event: () => Promise.resolve(),
-				},
-			);
+			const context = {
+				...cluster,
+				environment: environmentOf(cluster, storage.metadata.name),
+				kube,
+				targets: new TargetReader(kube),
+				restarts: new Map(),
+				event: () => Promise.resolve(),
+			};
+			const status = readStatus(storage);
+			seen[index] = await look({ ...storage, status }, context);
 		}
-	};
-	const workers = Math.min(found.length, CONCURRENCY);
-	await Promise.all(Array.from({ length: workers }, worker));
-	return told;
+	});
+	await Promise.all(workers);
+	return seen;
 }
 
-const plan: Tell<Planned> = async (storage, context) => {
+const plan: Look<Planned> = async (storage, context) => {
 	const events: EventNote[] = [];
-	const dry: Context = {
-		...context,
-		event: async (_, note) => void events.push(note),
-	};
+	const event: Context["event"] = async (_, note) => void events.push(note);
+	const dry = { ...context, event };
 	const outcome = storage.metadata.deletionTimestamp
 		? await finalize(storage, dry)
 		: await visit(storage, dry);
-	const { namespace } = context.environment;
-	const { writes } = context.kube;
-	const now = context.now();
-	return planned({ storage, namespace, outcome, writes, events, now });
+	const did = { ...(outcome && { outcome }), writes: dry.kube.writes, events };
+	return planned(storage, dry.environment.namespace, did, dry.now());
 };
 
-const certs: Tell<Certs> = async (storage, context) => {
+const certs: Look<Certs> = async (storage, context) => {
 	const { owned, environment } = context;
 	const { namespace } = environment;
 	const spec = readSpec(storage);
-	if ("invalid" in spec) return unshown(storage, invalidSpec(spec.invalid));
+	if ("invalid" in spec)
+		return unshown(storage.metadata.name, invalidSpec(spec.invalid));
 	const observation = await observe(storage, spec, context);
+	const { observed, targets } = observation;
 	const now = context.now();
-	const { phases, chains } = {
-		phases: decide(spec, namespace, observation.observed, now).rotations,
-		chains: new Map(
-			Object.entries(observation.observed.leaves).flatMap(([id, leaf]) =>
-				"chain" in leaf ? [[id, readPem(leaf.chain)] as const] : [],
-			),
-		),
-	};
-	const copy = names.clientCA(spec.name);
-	const found = owned.ConfigMap.get(copy);
-	const bundles = [
-		bundleOf(
-			"client",
-			`ConfigMap ${namespace}/${copy}`,
-			found && isOwnedBy(found, storage) ? found : undefined,
-		),
-		// Of one that could not be read nothing is known but that.
-		...[...observation.targets]
-			.filter(([key]) => key.startsWith("ConfigMap "))
-			.map(([key, target]) => bundleOf("serving", key, target)),
-	];
-	const { client, serving } = observation.observed.signers;
-	const signed = await signatures([
-		...[client, serving].flatMap(({ trusted, previous }) => [
-			...trusted,
-			...(previous ? [previous.facts] : []),
+	const { rotations } = decide(spec, namespace, observed, now);
+	const chains = new Map(
+		Object.entries(observed.leaves).map(([id, leaf]) => [
+			id,
+			"chain" in leaf ? readPem(leaf.chain) : [],
 		]),
-		...bundles.flatMap((one) => one.authorities),
-		...[...chains.values()].flat(),
-	]);
-	return shown({ spec, observation, phases, bundles, chains, signed, now });
+	);
+	const name = names.clientCA(spec.name);
+	const found = owned.ConfigMap.get(name);
+	const ours = found && isOwnedBy(found, storage) ? found : undefined;
+	const starting: Verifier[] = [
+		{
+			domain: "client",
+			who: `proxies that start with ConfigMap ${namespace}/${name}`,
+			trusted: readPem(ours?.data?.["client-ca.crt"]),
+		},
+		...spec.targets
+			.filter((one) => one.kind === "ConfigMap")
+			.map(targetKey)
+			// Of one that could not be read nothing is known.
+			.filter((key) => targets.has(key))
+			.map((key) => ({
+				domain: "serving" as const,
+				who: `API servers that start with ${key}`,
+				trusted: readPem(targets.get(key)?.data?.["serving-ca.crt"]),
+			})),
+	];
+	return shown({ spec, observation, rotations, starting, chains, now });
 };
+
+/** None where one is damaged. */
+function readPem(text = ""): CertificateFacts[] {
+	try {
+		return text === "" ? [] : parseCertificates(text);
+	} catch (error) {
+		if (error instanceof UnreadableError) return [];
+		throw error;
+	}
+}
+
+/** Who does not read on, as `head` does not, has seen enough. */
+async function print(text: string): Promise<void> {
+	try {
+		await Bun.write(Bun.stdout, text);
+	} catch (error) {
+		if ((error as { code?: string }).code !== "EPIPE") throw error;
+	}
+}
+
+/**
+ * `etcdproxy-controller plan` and `certs`; ends the process.
+ * @param args the words after the command
+ * @throws UsageError; ApiError; Error when the kubeconfig is no good, a right is missing, or there is no such EtcdStorage
+ */
+export async function runInspect(
+	command: Command,
+	args: string[],
+): Promise<void> {
+	const given = parseInspect(args);
+	if ("help" in given) return print(inspectHelp(command));
+	const { options, name } = given;
+	const config = loadKubeConfig(options.kubeconfig || undefined);
+	const clock = new Clock(Date.now, () => performance.now());
+	const connect = () =>
+		new DryKube(config, {
+			fieldManager: FIELD_MANAGER,
+			onRequest: ({ date, seconds }) => clock.observe(date, seconds),
+		});
+	const cluster = await read(connect(), options, () => clock.now());
+	const found = select(cluster, name);
+	const look = <T>(how: Look<T>) => each(found, cluster, connect, how);
+	const report = <T>(etcdStorages: T[]): Report<T> => ({
+		now: time(clock.now()),
+		...(clock.skewMs !== 0 && {
+			note: `this machine's clock is ${formatDuration(Math.abs(clock.skewMs))} ${clock.skewMs > 0 ? "ahead of" : "behind"} the API server's, which is used instead`,
+		}),
+		etcdStorages,
+	});
+	const show = <T>(value: T, text: (value: T) => string) =>
+		print(
+			options.output === "table"
+				? text(value)
+				: `${JSON.stringify(value, undefined, "\t")}\n`,
+		);
+	const core = coreOf(cluster);
+	if (command === "plan") await show(report(await look(plan)), planText);
+	else await show({ ...report(await look(certs)), core }, certsText);
+	// Connections that are kept would keep the process.
+	process.exit(0);
+}
+
+function coreOf({ environment, owned, now }: Cluster): ShownCertificate[] {
+	const { namespace, coreCAConfigMap, coreCertsSecret } = environment;
+	const secret = owned.Secret.get(coreCertsSecret);
+	const client = readPem(secret && secretText(secret, "tls.crt"));
+	const ca = owned.ConfigMap.get(coreCAConfigMap)?.data?.["ca.crt"];
+	const rows: [string, CertificateFacts[]][] = [
+		[`Secret ${namespace}/${coreCertsSecret}`, client.slice(0, 1)],
+		[`ConfigMap ${namespace}/${coreCAConfigMap}`, readPem(ca)],
+	];
+	return rows.flatMap(([id, list]) =>
+		list.map((facts) => ({
+			...{ id, domain: "core", role: "core", by: [] },
+			...life(facts, now()),
+		})),
+	);
+}

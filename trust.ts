@@ -1,10 +1,11 @@
 /**
- * Who accepts which certificate, and until when, if nothing is done any more. Pure: signatures have been verified before.
+ * Who accepts which certificate, and until when, if nothing is done any more. Pure.
  *
  * A chain is accepted as RFC 5280, section 6, has it, in as much as certificates of ours can differ: each is signed by
  * the next one's key, the last by a CA that the verifier trusts, and none is out of its dates, that CA included, as Go
  * and OpenSSL see it.
  */
+import { X509Certificate } from "node:crypto";
 import type { Domain } from "./lifetimes.ts";
 import type { CertificateFacts } from "./pki.ts";
 import { generationOf, type Signers } from "./rotation.ts";
@@ -29,12 +30,6 @@ export interface Verifier {
 	trusted: CertificateFacts[];
 }
 
-/** Whether the issuer's key made the certificate's signature. */
-export type Signed = (
-	certificate: CertificateFacts,
-	issuer: CertificateFacts,
-) => boolean;
-
 /** The end of a chain's acceptance. */
 export interface End {
 	/** Milliseconds since the epoch. Not after `now`: it is not accepted. */
@@ -50,13 +45,12 @@ export interface End {
 function paths(
 	[leaf, ...others]: CertificateFacts[],
 	trusted: CertificateFacts[],
-	signed: Signed,
 ): CertificateFacts[][] {
 	if (!leaf) return [];
 	const issuers = (one: CertificateFacts, list: CertificateFacts[]) =>
 		list.filter(
 			(issuer) =>
-				issuer.isCA && issuer.subject === one.issuer && signed(one, issuer),
+				issuer.isCA && issuer.subject === one.issuer && verifies(one, issuer),
 		);
 	return [
 		...issuers(leaf, trusted).map((anchor) => [leaf, anchor]),
@@ -66,14 +60,19 @@ function paths(
 	];
 }
 
+/** Whether the issuer's key made the certificate's signature. */
+const verifies = (certificate: CertificateFacts, issuer: CertificateFacts) =>
+	new X509Certificate(certificate.pem).verify(
+		new X509Certificate(issuer.pem).publicKey,
+	);
+
 /** When a chain is no longer accepted by who trusts these, or since when it is not. */
 export function acceptedUntil(
 	chain: CertificateFacts[],
 	trusted: CertificateFacts[],
-	signed: Signed,
 	now: number,
 ): End {
-	const ways = paths(chain, trusted, signed).map((path) => ({
+	const ways = paths(chain, trusted).map((path) => ({
 		// Of two that end together, the one that is nearer to the leaf.
 		end: path.reduce((a, b) => (b.notAfter < a.notAfter ? b : a)),
 		begin: path.reduce((a, b) => (b.notBefore > a.notBefore ? b : a)),
@@ -104,7 +103,7 @@ export interface Break {
 	at: number;
 	/** It has happened. */
 	already: boolean;
-	domain: Domain | "core";
+	domain: Domain;
 	/** Ids of the certificates that are refused. */
 	certificates: string[];
 	/** Who refuses them; nobody where there is nothing to refuse. */
@@ -113,7 +112,7 @@ export interface Break {
 	message: string;
 }
 
-const everybody: Record<Domain, string> = {
+const EVERYBODY: Record<Domain, string> = {
 	client: "every proxy",
 	serving: "every API server",
 };
@@ -131,78 +130,39 @@ const WITHOUT: Record<Domain, string> = {
 export function breaks(
 	presented: Presented[],
 	verifiers: Verifier[],
-	signed: Signed,
 	now: number,
 ): Break[] {
-	const found = new Map<string, Break & { domain: Domain; because: string }>();
-	const add = (
-		id: string,
-		domain: Domain,
-		at: number,
-		because: string,
-		who?: string,
-	) => {
-		const key = `${domain} ${at} ${because}`;
-		const known = found.get(key) ?? {
-			at,
-			already: at <= now,
-			domain,
-			certificates: [],
-			refusedBy: [],
-			message: "",
-			because,
-		};
-		if (!known.certificates.includes(id)) known.certificates.push(id);
-		if (who !== undefined && !known.refusedBy.includes(who))
-			known.refusedBy.push(who);
-		found.set(key, known);
-	};
-	for (const { id, domain, chain, trouble } of presented) {
-		if (trouble !== undefined) {
-			add(id, domain, now, `${id} ${trouble}`);
-			continue;
-		}
-		for (const { who, trusted } of verifiers.filter(
-			(one) => one.domain === domain,
-		)) {
-			const { at, by } = acceptedUntil(chain, trusted, signed, now);
-			const whole = by && by.fingerprint === chain[0]?.fingerprint;
-			add(
-				id,
-				domain,
+	type Hit = { id: string; at: number; because: string; who?: string };
+	const hits = presented.flatMap(({ id, domain, chain, trouble }): Hit[] =>
+		trouble === undefined
+			? verifiers
+					.filter((one) => one.domain === domain)
+					.map(({ who, trusted }) => {
+						const { at, by } = acceptedUntil(chain, trusted, now);
+						const leaf = by && by.fingerprint === chain[0]?.fingerprint;
+						const because = reasonOf(id, chain, by, now);
+						return { id, at, because, who: leaf ? EVERYBODY[domain] : who };
+					})
+			: [{ id, at: now, because: `${id} ${trouble}` }],
+	);
+	const together = Map.groupBy(hits, (hit) => `${hit.at} ${hit.because}`);
+	return [...together.values()]
+		.map((list) => {
+			const certificates = [...new Set(list.map((one) => one.id))];
+			const refusedBy = [...new Set(list.flatMap((one) => one.who ?? []))];
+			const [{ id, at, because }] = list as [Hit];
+			const { domain } = presented.find((one) => one.id === id) as Presented;
+			return {
 				at,
-				reasonOf(id, chain, by, now),
-				whole ? everybody[domain] : who,
-			);
-		}
-	}
-	return [...found.values()]
-		.map(({ because, ...one }) => ({
-			...one,
-			message: tell(one, one.domain, because),
-		}))
+				already: at <= now,
+				domain,
+				certificates,
+				refusedBy,
+				message: tell(certificates, refusedBy, domain, because),
+			};
+		})
 		.sort((a, b) => a.at - b.at);
 }
-
-/** Of a certificate of which nothing is known but its end: what breaks then, at the latest. */
-export const expiry = (
-	id: string,
-	domain: Domain,
-	notAfter: number,
-	now: number,
-): Break => {
-	const already = notAfter <= now;
-	const one: Break = {
-		at: notAfter,
-		already,
-		domain,
-		certificates: [id],
-		refusedBy: [everybody[domain]],
-		message: "",
-	};
-	const because = `${id} ${already ? "has expired" : "expires"}`;
-	return { ...one, message: tell(one, domain, because) };
-};
 
 /** What ends, or is missing. */
 function reasonOf(
@@ -227,7 +187,8 @@ export const issuerOf = ({ issuer }: CertificateFacts): string =>
 	/CN=[^,+]*?([0-9a-f]{8})(?:[,+]|$)/.exec(issuer)?.[1] ?? issuer;
 
 function tell(
-	{ certificates, refusedBy }: Break,
+	certificates: string[],
+	refusedBy: string[],
 	domain: Domain,
 	because: string,
 ): string {

@@ -4,6 +4,7 @@ import { resolve } from "node:path";
 import { type Flags, flagRows } from "../flags.ts";
 import { GatewayMetrics } from "../gateway/metrics.ts";
 import { gatewayFlags } from "../gateway/options.ts";
+import { inspectFlags } from "../inspect.ts";
 import { Metrics } from "../metrics.ts";
 import { flags } from "../options.ts";
 import { phases } from "../rotation.ts";
@@ -17,6 +18,7 @@ const source = (...files: string[]) =>
 test.each<[string, string, Flags]>([
 	["flags", "options.ts", flags],
 	["gateway flags", "gateway/options.ts", gatewayFlags],
+	["inspect flags", "inspect.ts", inspectFlags],
 ])("the README's table of %s is what --help says", (title, file, table) => {
 	const escaped = (text: string) => text.replaceAll("|", "\\|");
 	const code = (text: string) =>

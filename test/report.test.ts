@@ -2,26 +2,21 @@ import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
 import { issue } from "../certificates.ts";
 import type { EtcdStorage, Spec } from "../etcdstorage.ts";
-import { signerRenewalTime } from "../lifetimes.ts";
-import type { Observation } from "../observe.ts";
+import { domains } from "../lifetimes.ts";
 import { parseCertificates } from "../pki.ts";
 import { decide, type Observed } from "../reconcile.ts";
 import {
+	type Certs,
 	type CertsReport,
 	type Planned,
 	planned,
-	plannedByStatus,
-	plannedOnly,
 	type Report,
 	type Seen,
-	type Shown,
-	type Surroundings,
 	shown,
-	shownByStatus,
-	shownCore,
-	shownOnly,
+	unshown,
 } from "../report.ts";
 import { generationOf, type Wait } from "../rotation.ts";
+import type { Outcome } from "../status.ts";
 import { certsText, planText, span, table } from "../tables.ts";
 
 const DAY = 86_400_000;
@@ -97,56 +92,40 @@ async function visited(
 	};
 }
 
-function see(observed: Observed, now: number, wanted = spec): Seen {
-	const observation: Observation = {
-		observed,
-		fillable: wanted.targets,
-		targets: new Map(),
-		signerSecrets: { client: undefined, serving: undefined },
-		coreCA: "",
-		coreTrouble: undefined,
-		problems: [],
-		restart: undefined,
-	};
-	const plan = decide(wanted, NAMESPACE, observed, now);
-	return {
-		storage,
-		spec: wanted,
-		namespace: NAMESPACE,
-		observation,
-		plan,
-		now,
-	};
-}
-
 /** Everything written that ought to be. */
-function around({ observation }: Seen): Surroundings {
-	const { signers, leaves } = observation.observed;
+function see(observed: Observed, now: number, wanted = spec): Seen {
+	const { signers, leaves } = observed;
 	return {
-		bundles: [
+		spec: wanted,
+		observation: {
+			observed,
+			fillable: wanted.targets,
+			targets: new Map(),
+			signerSecrets: { client: undefined, serving: undefined },
+			coreCA: "",
+			coreTrouble: undefined,
+			problems: [],
+			restart: undefined,
+		},
+		rotations: decide(wanted, NAMESPACE, observed, now).rotations,
+		starting: [
 			{
 				domain: "client",
-				object: "ConfigMap storage/x-ca-cert",
-				key: "client-ca.crt",
-				authorities: signers.client.trusted,
-				unknown: false,
+				who: "proxies that start with ConfigMap storage/x-ca-cert",
+				trusted: signers.client.trusted,
 			},
 			{
 				domain: "serving",
-				object: "ConfigMap api/ca",
-				key: "serving-ca.crt",
-				authorities: signers.serving.trusted,
-				unknown: false,
+				who: "API servers that start with ConfigMap api/ca",
+				trusted: signers.serving.trusted,
 			},
 		],
-		proxies: { pods: ["Pod storage/p-1"], behind: [] },
 		chains: new Map(
 			Object.entries(leaves).flatMap(([id, leaf]) =>
 				"chain" in leaf ? [[id, parseCertificates(leaf.chain)] as const] : [],
 			),
 		),
-		signed: (one, issuer) => one.issuer === issuer.subject,
-		problems: [],
+		now,
 	};
 }
 
@@ -172,233 +151,176 @@ async function spreading() {
 	return { observed: sign, asked, later };
 }
 
-describe("plan", () => {
-	test("of nothing is all that there is to be", () => {
-		const report = planned(see(nothing(), NOW), [], []);
-		expect(report.rotations).toMatchObject([
-			{ domain: "client", step: "make-current", reason: "not there" },
-			{ domain: "serving", step: "make-current", reason: "not there" },
-		]);
-		expect(report.issue).toEqual([
-			{ certificate: CLIENT, reason: "not there" },
-			{ certificate: "server", reason: "not there" },
-		]);
-		expect(report.certificates).toEqual([]);
-	});
-
-	test("tells when each certificate is renewed, as the controller does", async () => {
-		const seen = see(await visited(nothing(), NOW), NOW);
-		const { certificates, rotations, issue } = planned(seen, [], []);
-		expect(issue).toEqual([]);
-		expect(certificates.map((one) => one.certificate)).toEqual([
-			"client-signer",
-			"serving-signer",
-			"server",
-			CLIENT,
-		]);
-		const { current } = seen.observation.observed.signers.client;
-		if (!("facts" in current)) throw new Error("no signer");
-		const due = signerRenewalTime("x", "client", current.facts);
-		expect(Date.parse(certificates[0]?.renewalTime ?? "")).toBe(
-			Math.floor(due / 1000) * 1000,
-		);
-		expect(rotations[0]?.nextStepAt).toBe(
-			certificates[0]?.renewalTime as string,
-		);
-	});
-
-	test("tells whom a phase waits for, since when, and until when that is harmless", async () => {
-		const { observed, asked, later } = await spreading();
-		const seen = see(observed, later, asked);
-		const current = observed.signers.serving.current;
-		const generation = "facts" in current ? generationOf(current.facts) : "";
-		seen.storage = {
-			...storage,
-			status: {
-				certificates: [
-					{
-						name: "serving-signer",
-						notBefore: "",
-						notAfter: "",
-						renewalTime: "",
-						rotation: {
-							generation,
-							phase: "Spread",
-							since: "2026-11-24T00:00:00Z",
-							reason: "",
-						},
-					},
-				],
+test("a plan is what the controller would log, and its status without CAs that are made up", async () => {
+	const { observed, asked, later } = await spreading();
+	const { rotations, leaves } = decide(asked, NAMESPACE, observed, later);
+	const { current } = observed.signers.client;
+	if (!("facts" in current)) throw new Error("no signer");
+	const { facts } = current;
+	const outcome: Outcome = {
+		problems: [],
+		issued: [
+			{ id: "client-signer", reason: "past 1/2 of its life" },
+			...leaves.map(({ id, reason }) => ({ id, reason })),
+		],
+		written: [
+			"Secret storage/x-client-signer configured",
+			"ConfigMap storage/x-ca-cert configured",
+			"Deployment api/one restarted",
+		],
+		certificates: domains.map((domain) => ({
+			...{ id: `${domain}-signer`, domain, facts, renewalTime: later + DAY },
+		})),
+		rotations: [
+			{
+				...rotations.client,
+				step: { do: "promote" },
+				reason: "the new CA is in every bundle",
+				generation: "0badcafe",
 			},
-		};
-		expect(planned(seen, [], []).rotations[1]).toEqual({
-			domain: "serving",
-			phase: "Spread",
-			generation,
-			since: "2026-11-24T00:00:00Z",
-			waits: [wait],
-			blocked: true,
-			overdue: false,
-			nextStepAt: "2026-12-23T12:00:00Z",
-			harmlessUntil: "2026-12-23T12:00:00Z",
-		});
-	});
-
-	test("without the right to read is what the controller has said", () => {
-		const said: EtcdStorage = {
-			...storage,
-			status: {
-				conditions: [
-					{
-						type: "RotationBlocked",
-						status: "True",
-						reason: "ConsumerStuck",
-						message: "serving CA 0c13da83, phase Spread: stuck",
-						observedGeneration: 1,
-						lastTransitionTime: "",
-					},
-				],
-				certificates: [
-					{
-						name: "serving-signer",
-						notBefore: "2026-11-23T11:55:00Z",
-						notAfter: "2026-12-23T12:00:00Z",
-						renewalTime: "2026-12-07T12:00:00Z",
-						rotation: {
-							generation: "0c13da83",
-							phase: "Spread",
-							since: "2026-11-23T12:00:00Z",
-							reason: "every certificate is of the new CA",
-							waitingFor: [`ConsumerStuck: ${wait.message}`],
-							nextStepAt: "2026-12-23T12:00:00Z",
-						},
-					},
-					{
-						name: "client/api/x-signer",
-						notBefore: "2026-11-23T11:55:00Z",
-						notAfter: "2026-12-13T12:00:00Z",
-						renewalTime: "2026-12-03T12:00:00Z",
-					},
-				],
+			rotations.serving,
+		],
+		stepped: true,
+		targets: [],
+	};
+	const plan = planned(
+		storage,
+		NAMESPACE,
+		{
+			outcome,
+			writes: [
+				{ verb: "patch", object: "EtcdStorage x" },
+				{ verb: "apply", object: "Secret storage/x-client-signer" },
+				// One that is immutable is made again.
+				{ verb: "delete", object: "ConfigMap storage/x-ca-cert" },
+				{ verb: "apply", object: "ConfigMap storage/x-ca-cert" },
+				{ verb: "patch", object: "Deployment api/one" },
+				{ verb: "patch", object: "Secret other/former" },
+			],
+			events: [],
+		},
+		later,
+	);
+	expect(plan).toMatchObject({
+		person: true,
+		steps: [
+			{
+				domain: "client",
+				step: "promote",
+				reason: "the new CA is in every bundle",
 			},
-		};
-		const report = plannedByStatus(said, NAMESPACE);
-		expect(report).toMatchObject({
-			source: "status",
-			rotations: [
+		],
+		written: [
+			"EtcdStorage x patched",
+			"Secret storage/x-client-signer configured",
+			"ConfigMap storage/x-ca-cert configured",
+			"Deployment api/one restarted",
+			"Secret other/former patched",
+		],
+		status: {
+			certificates: [
+				{ name: "client-signer", rotation: { generation: "new" } },
 				{
-					domain: "serving",
-					phase: "Spread",
-					blocked: true,
-					waits: [{ reason: "ConsumerStuck", message: wait.message }],
+					name: "serving-signer",
+					rotation: {
+						generation: rotations.serving.generation ?? "",
+						phase: "Spread",
+						waitingFor: [`ConsumerStuck: ${wait.message}`],
+					},
 				},
 			],
-			problems: [{ reason: "ConsumerStuck", person: true }],
-			certificates: [
-				{ certificate: "serving-signer" },
-				{ certificate: "client/api/x-signer" },
-			],
-		});
-		const certs = shownByStatus(said, NAMESPACE, NOW);
-		expect(
-			certs.domains.map(({ domain, phase, certificates }) => [
-				domain,
-				phase,
-				certificates.map((one) => one.certificate),
-			]),
-		).toEqual([
-			["client", "unknown", ["client/api/x-signer"]],
-			["serving", "Spread", ["serving-signer"]],
-		]);
-		expect(certs.breaks).toEqual([
-			{
-				at: "2026-12-13T12:00:00Z",
-				already: false,
-				domain: "client",
-				certificates: ["client/api/x-signer"],
-				refusedBy: ["every proxy"],
-				message: "client/api/x-signer expires: it is refused by every proxy",
-			},
-		]);
+		},
+		nextVisit: "2026-11-25T12:00:00Z",
+	});
+	expect(planned(storage, NAMESPACE, { writes: [], events: [] }, NOW)).toEqual({
+		...{ name: "x", person: false, steps: [], issued: [] },
+		...{ written: [], events: [] },
 	});
 });
 
 describe("certs", () => {
 	test("shows the chain of a CA that is being replaced, and who trusts whom", async () => {
 		const { observed, asked, later } = await spreading();
-		const seen = see(observed, later, asked);
 		const { current, previous } = observed.signers.serving;
 		const ca = "facts" in current ? generationOf(current.facts) : "";
 		const former = previous ? generationOf(previous.facts) : "";
-		const [client, serving] = shown(seen, around(seen)).domains;
-		expect(client?.verifiers).toEqual([
+		const report = shown(see(observed, later, asked));
+		expect(report.phases).toEqual({ client: "Steady", serving: "Spread" });
+		expect(
+			report.certificates.filter(({ domain }) => domain === "serving"),
+		).toEqual([
 			{
-				who: "Pod storage/p-1",
-				trusts: [client?.generation ?? ""],
-				behind: false,
+				id: `CA ${ca}`,
+				domain: "serving",
+				role: "current",
+				by: [ca],
+				notBefore: "2026-11-25T11:55:00Z",
+				notAfter: "2026-12-25T12:00:00Z",
+				leftPercent: 100,
+				renewalTime: expect.stringMatching(/^2026-12-(07|08|09|10)T/),
+			},
+			{
+				id: `CA ${former}`,
+				domain: "serving",
+				role: "previous",
+				by: [former],
+				notBefore: "2026-11-23T11:55:00Z",
+				notAfter: "2026-12-23T12:00:00Z",
+				leftPercent: 93,
+			},
+			{
+				id: `CA ${ca}`,
+				domain: "serving",
+				role: "cross",
+				by: [former],
+				notBefore: "2026-11-25T11:55:00Z",
+				notAfter: "2026-12-23T12:00:00Z",
+				leftPercent: 100,
+			},
+			{
+				id: "server",
+				domain: "serving",
+				role: "leaf",
+				by: [ca, former],
+				notBefore: "2026-11-25T11:55:00Z",
+				notAfter: "2026-12-15T12:00:00Z",
+				leftPercent: 100,
+				renewalTime: expect.stringMatching(/^2026-12-(06|07|08)T/),
 			},
 		]);
-		expect(serving).toEqual({
+		expect(
+			report.verifiers.filter(({ domain }) => domain === "serving"),
+		).toEqual([
+			{
+				domain: "serving",
+				who: "Deployment api/two",
+				trusts: [former],
+				state: "behind",
+				message: wait.message,
+			},
+			{ domain: "serving", who: "Deployment api/one", trusts: [former, ca] },
+			{
+				domain: "serving",
+				who: "API servers that start with ConfigMap api/ca",
+				trusts: [former, ca],
+			},
+		]);
+		expect(report.verifiers[0]).toMatchObject({
+			...{ who: "proxies that run", state: "not asked" },
+		});
+	});
+
+	test("takes nobody to trust the new CA before everybody could load it", async () => {
+		const { observed, asked, later } = await spreading();
+		const { previous } = observed.signers.serving;
+		observed.reach.serving.unwritten = [
+			{ ...wait, who: "ConfigMap other/ca", reason: "BundleNotWritten" },
+		];
+		expect(shown(see(observed, later, asked)).verifiers[3]).toEqual({
 			domain: "serving",
-			phase: "Spread",
-			generation: ca,
-			authorities: [
-				{
-					generation: ca,
-					role: "current",
-					subject: `CN=etcd serving CA ${ca},O=x`,
-					notBefore: "2026-11-25T11:55:00Z",
-					notAfter: "2026-12-25T12:00:00Z",
-					leftPercent: 100,
-					renewalTime: expect.stringMatching(/^2026-12-(07|08|09|10)T/),
-				},
-				{
-					generation: former,
-					role: "previous",
-					subject: `CN=etcd serving CA ${former},O=x`,
-					notBefore: "2026-11-23T11:55:00Z",
-					notAfter: "2026-12-23T12:00:00Z",
-					leftPercent: 93,
-				},
-			],
-			crossCertificates: [
-				{
-					generation: ca,
-					by: former,
-					handedOut: true,
-					notBefore: "2026-11-25T11:55:00Z",
-					notAfter: "2026-12-23T12:00:00Z",
-					leftPercent: 100,
-				},
-			],
-			certificates: [
-				{
-					certificate: "server",
-					object: "Secret storage/x-server-cert",
-					signedBy: ca,
-					chain: [`${ca} by ${former}`],
-					notBefore: "2026-11-25T11:55:00Z",
-					notAfter: "2026-12-15T12:00:00Z",
-					leftPercent: 100,
-					renewalTime: expect.stringMatching(/^2026-12-(06|07|08)T/),
-				},
-			],
-			bundles: [
-				{
-					object: "ConfigMap api/ca",
-					key: "serving-ca.crt",
-					generations: [former, ca],
-				},
-			],
-			verifiers: [
-				{ who: "Deployment api/one", trusts: [former, ca], behind: false },
-				{
-					who: "Deployment api/two",
-					trusts: [former],
-					behind: true,
-					message: wait.message,
-				},
-			],
+			who: "Deployment api/one",
+			trusts: previous ? [generationOf(previous.facts)] : [],
+			state: "not asked",
 		});
 	});
 
@@ -408,20 +330,22 @@ describe("certs", () => {
 		const now = later + 25 * DAY;
 		const plan = decide(asked, NAMESPACE, observed, now);
 		const material = await issue(plan, observed, "", now);
-		const { pair, facts } = material.leaves.server ?? {};
-		if (!pair || !facts) throw new Error("no certificate");
+		const { pair } = material.leaves.server ?? {};
+		if (!pair) throw new Error("no certificate");
 		const seen = see(observed, now, asked);
-		const more = around(seen);
-		more.chains.set("server", parseCertificates(pair.certificate));
-		const [ca, former] = shown(seen, more).domains[1]?.authorities ?? [];
+		seen.chains.set("server", parseCertificates(pair.certificate));
+		const { breaks, certificates } = shown(seen);
+		const ofRole = (role: string) =>
+			certificates.find((one) => one.domain === "serving" && one.role === role)
+				?.id;
 		expect(
-			shown(seen, more)
-				.breaks.filter((one) => one.domain === "serving")
+			breaks
+				.filter((one) => one.domain === "serving")
 				.map(({ at, message }) => [at, message]),
 		).toEqual([
 			[
 				"2026-12-23T12:00:00Z",
-				`the cross-certificate of CA ${ca?.generation} by CA ${former?.generation} ends: the endpoint is refused by Deployment api/two, not known to have loaded CA ${ca?.generation}`,
+				`the cross-certificate of ${ofRole("current")} by ${ofRole("previous")} ends: the endpoint is refused by Deployment api/two`,
 			],
 			[
 				"2026-12-25T12:00:00Z",
@@ -431,15 +355,16 @@ describe("certs", () => {
 	});
 
 	test("says of what is not there what that means", () => {
-		const seen = see(nothing(), NOW);
-		const report = shown(seen, {
-			...around(seen),
-			bundles: [],
-			proxies: { pods: undefined, behind: [] },
-		});
-		expect(report.domains.map((one) => one.trouble)).toEqual([
-			"the current signer is not there",
-			"the current signer is not there",
+		const report = shown(see(nothing(), NOW));
+		expect(
+			report.certificates.map(({ id, domain, role, trouble }) =>
+				[id, domain, role, trouble].join(" "),
+			),
+		).toEqual([
+			"CA client current is not there",
+			"CA serving current is not there",
+			"server serving leaf is not there",
+			"client/api/cert client leaf is not there",
 		]);
 		expect(report.breaks.map(({ message }) => message).sort()).toEqual([
 			"client/api/cert is not there: API servers that start cannot connect",
@@ -447,29 +372,19 @@ describe("certs", () => {
 		]);
 	});
 
-	test("says when no proxy can speak to the core any longer", () => {
-		const facts = (until: number) => ({
-			notBefore: NOW - DAY,
-			notAfter: NOW + until * DAY,
-		});
-		const { breaks } = shownCore(
-			[
-				{ certificate: "core-client", object: "Secret s/c", facts: facts(5) },
-				{ certificate: "core-ca", object: "ConfigMap s/ca", facts: facts(-1) },
-				{ certificate: "core-ca", object: "ConfigMap s/ca", facts: facts(3) },
-			],
-			NOW,
+	test("of an invalid spec says why, once", () => {
+		const problems = (["CertificatesReady", "Deployed"] as const).map(
+			(condition) => ({
+				...{ condition, reason: "InvalidSpec", userError: true },
+				message: "spec.replicas 0 must be a whole number",
+			}),
 		);
-		expect(breaks.map(({ at, message }) => [at, message])).toEqual([
-			[
-				"2026-11-26T12:00:00Z",
-				"the last CA of the core etcd expires: no endpoint works (ConfigMap s/ca)",
-			],
-			[
-				"2026-11-28T12:00:00Z",
-				"the proxies' certificate for the core etcd expires: no endpoint works (Secret s/c)",
-			],
-		]);
+		expect(unshown("x", problems)).toEqual({
+			name: "x",
+			phases: {},
+			problems: ["InvalidSpec: spec.replicas 0 must be a whole number"],
+			...{ breaks: [], certificates: [], verifiers: [] },
+		});
 	});
 });
 
@@ -500,24 +415,12 @@ test("no key and no certificate's text is in a report, whatever happens to the C
 					if (action === "time") now += 8 * DAY;
 					if (action === "visit")
 						observed = await visited(observed, now, wanted);
-					const seen = see(observed, now, wanted);
-					const plan: Report<Planned> = {
-						now: "2026-11-23T12:00:00Z",
-						notes: [],
-						etcdStorages: [planned(seen, [], [])],
-					};
 					const certs: CertsReport = {
 						now: "2026-11-23T12:00:00Z",
-						notes: [],
-						core: shownCore([], now),
-						etcdStorages: [shown(seen, around(seen))],
+						core: [],
+						etcdStorages: [shown(see(observed, now, wanted))],
 					};
-					const text = [
-						JSON.stringify(plan),
-						planText(plan, true),
-						JSON.stringify(certs),
-						certsText(certs),
-					].join("\n");
+					const text = [JSON.stringify(certs), certsText(certs)].join("\n");
 					expect(text).toContain("serving");
 					expect(text).not.toMatch(/-----BEGIN|PRIVATE|MII|MIG/);
 				}
@@ -539,201 +442,158 @@ test("a span is told by its two largest units", () => {
 test("a table's columns are as wide as they must be, and its lines end with their text", () => {
 	expect(
 		table(
-			["A", ">N", "B"],
+			["A", "N", "B"],
 			[
 				["longer", "1", "x"],
 				["s", "22", ""],
 			],
 		),
-	).toEqual(["A        N  B", "longer   1  x", "s       22"]);
+	).toEqual(["A       N   B", "longer  1   x", "s       22"]);
+	expect(table(["A"], [])).toEqual([]);
 });
 
 describe("as text", () => {
-	const calm = {
-		name: "calm",
-		endpoint: "https://etcd-calm.storage.svc:2379",
-		source: "cluster" as const,
-	};
-	const rotation = {
-		domain: "client" as const,
-		phase: "Steady",
-		generation: "107e2539",
-		waits: [],
-		blocked: false,
-		overdue: false,
-		nextStepAt: "2026-12-07T07:59:45Z",
-	};
+	const condition = (type: string, status: string, message = "") =>
+		({ type, status, reason: `${type}${status}`, message }) as NonNullable<
+			NonNullable<Planned["status"]>["conditions"]
+		>[number];
+	const signer = (domain: string, generation: string, renewalTime: string) => ({
+		name: `${domain}-signer`,
+		notBefore: "2026-11-23T18:44:00Z",
+		notAfter: "2026-12-23T18:49:00Z",
+		renewalTime,
+		rotation: {
+			generation,
+			phase: "Steady",
+			since: "2026-11-23T12:00:00Z",
+			reason: "no other CA is trusted",
+			nextStepAt: renewalTime,
+		},
+	});
+	const nobody = { steps: [], issued: [], written: [], events: [] };
 	const quiet: Planned = {
-		...calm,
-		rotations: [
-			rotation,
-			{ ...rotation, domain: "serving", generation: "63b30851" },
-		],
-		issue: [],
-		objects: [],
-		problems: [],
-		certificates: [
-			{
-				certificate: "client-signer",
-				notAfter: "2026-12-23T18:49:00Z",
-				renewalTime: "2026-12-07T07:59:45Z",
-			},
-		],
+		name: "calm",
+		person: false,
+		...nobody,
+		status: {
+			conditions: [
+				condition("CertificatesReady", "True"),
+				condition("Deployed", "True"),
+				condition("Ready", "True"),
+				condition("RotationBlocked", "False"),
+			],
+			certificates: [
+				signer("client", "107e2539", "2026-12-07T07:59:45Z"),
+				signer("serving", "63b30851", "2026-12-05T07:59:45Z"),
+			],
+		},
 	};
-	const busy: Planned = {
-		...calm,
+	const busy = structuredClone(quiet);
+	Object.assign(busy, {
 		name: "busy",
-		endpoint: "https://etcd-busy.storage.svc:2379",
-		rotations: [
-			{
-				...rotation,
-				generation: "6f715b2d",
-				phase: "Publish",
-				step: "make-next",
-				reason: "past 1/2 of its life",
-			},
-			{
-				...rotation,
-				domain: "serving",
-				phase: "Spread",
-				generation: "0c13da83",
-				waits: [wait],
-				blocked: true,
-				nextStepAt: "2026-12-23T18:49:02Z",
-				harmlessUntil: "2026-12-23T18:49:02Z",
-			},
-		],
-		issue: [{ certificate: "server", reason: "past 2/3 of its life" }],
-		restart: "Deployment api/one",
-		objects: [
-			{ object: "Secret storage/busy-server-cert", change: "configure" },
-		],
-		problems: [
-			{
-				reason: "TargetMissing",
-				message: "Secret api/cert is not there",
-				person: true,
-			},
-		],
-		certificates: [
-			{
-				certificate: "client/api/x-signer",
-				notAfter: "2026-12-23T18:49:00Z",
-				renewalTime: "2026-12-10T00:00:00Z",
-			},
-		],
-	};
+		person: true,
+		steps: [{ domain: "client", step: "make", reason: "past 1/2 of its life" }],
+		issued: [{ id: "server", reason: "past 2/3 of its life" }],
+		written: ["Secret storage/busy-server-cert configured"],
+	});
+	const blocked = `serving CA 63b30851, phase Spread: ${wait.message}. Harmless until 2026-12-23T18:49:02Z`;
+	busy.status?.conditions?.splice(
+		...[3, 1],
+		condition("RotationBlocked", "True", blocked),
+	);
+	busy.status?.certificates?.forEach(({ rotation }, index) => {
+		if (!rotation) return;
+		rotation.phase = index === 0 ? "Publish" : "Spread";
+		rotation.waitingFor =
+			index === 0
+				? ["BundleNotWritten: ConfigMap api/ca does not carry the CA"]
+				: [`ConsumerStuck: ${wait.message}`];
+	});
 	const report = <T>(...etcdStorages: T[]): Report<T> => ({
 		now: "2026-11-23T12:00:00Z",
-		notes: [],
 		etcdStorages,
 	});
 
 	test("plan tells first who needs somebody, and of whom there is nothing to tell no more than a line", () => {
-		expect(planText(report(busy, quiet), false).split("\n")).toEqual([
+		expect(planText(report(busy, quiet)).split("\n")).toEqual([
 			"2026-11-23 12:00:00Z, by the API server's clock",
-			"2 EtcdStorages: 1 needs a person, 1 with something to be done now, 1 waiting for somebody",
+			"EtcdStorages: 2, in need of a person: 1, to be written to now: 1",
 			"",
-			"ETCDSTORAGE  DOMAIN   PHASE    CA        NOW                         NEXT STEP",
-			"busy         client   Publish  6f715b2d  make the next CA            2026-12-07 07:59:45Z (in 13d 19h)",
-			"busy         serving  Spread   0c13da83  blocked: ConsumerStuck, +2  2026-12-23 18:49:02Z (in 30d 6h)",
-			"calm         client   Steady   107e2539  nothing                     2026-12-07 07:59:45Z (in 13d 19h)",
-			"calm         serving  Steady   63b30851  nothing                     2026-12-07 07:59:45Z (in 13d 19h)",
+			"ETCDSTORAGE  DOMAIN   PHASE    CA        NOW                            NEXT STEP",
+			"busy         client   Publish  107e2539  make; waits: BundleNotWritten  2026-12-07 07:59:45Z (in 13d 19h)",
+			"busy         serving  Spread   63b30851  blocked: ConsumerStuck         2026-12-05 07:59:45Z (in 11d 19h)",
+			"calm         client   Steady   107e2539  nothing                        2026-12-07 07:59:45Z (in 13d 19h)",
+			"calm         serving  Steady   63b30851  nothing                        2026-12-05 07:59:45Z (in 11d 19h)",
 			"",
-			"busy: https://etcd-busy.storage.svc:2379",
+			"busy",
 			"  now",
-			"    client CA: make the next CA (past 1/2 of its life)",
+			"    client CA: make (past 1/2 of its life)",
 			"    issue server (past 2/3 of its life)",
-			"    restart Deployment api/one",
-			"    configure Secret storage/busy-server-cert",
+			"    Secret storage/busy-server-cert configured",
+			"  to know",
+			`    RotationBlockedTrue: ${blocked}`,
 			"  waits for",
-			`    serving: ConsumerStuck: ${wait.message} [a person must act]`,
-			"    serving: harmless until 2026-12-23 18:49:02Z (in 30d 6h)",
-			"  wrong",
-			"    TargetMissing: Secret api/cert is not there [a person must act]",
+			"    BundleNotWritten: ConfigMap api/ca does not carry the CA",
 			"  next",
-			"    2026-12-07 07:59:45Z  in 13d 19h  client CA: phase Publish ends, or changes",
-			"    2026-12-10 00:00:00Z  in 16d 12h  client/api/x-signer is renewed; it would expire 2026-12-23 18:49:00Z",
-			"    2026-12-23 18:49:02Z  in 30d 6h   serving CA: phase Spread ends, or changes",
+			"    2026-12-05 07:59:45Z  in 11d 19h  serving-signer is renewed; it would expire 2026-12-23 18:49:00Z",
+			"    2026-12-07 07:59:45Z  in 13d 19h  client-signer is renewed; it would expire 2026-12-23 18:49:00Z",
 			"",
-			"What is to be done now is done by a running controller within a minute. If it stays: is one running, and what does its log say?",
+			"A running controller writes this within a minute, unless a write is refused, which nobody knows before. If it stays: kubectl describe etcdstorage, and the controller's log.",
 			"",
 		]);
 	});
 
 	test("plan of one EtcdStorage tells when each certificate is renewed", () => {
-		expect(planText(report(quiet), true).split("\n")).toEqual([
-			"2026-11-23 12:00:00Z, by the API server's clock",
-			"1 EtcdStorage: 0 need a person, 0 with something to be done now, 0 waiting for somebody",
+		expect(planText(report(quiet)).split("\n").slice(6)).toEqual([
 			"",
-			"ETCDSTORAGE  DOMAIN   PHASE   CA        NOW      NEXT STEP",
-			"calm         client   Steady  107e2539  nothing  2026-12-07 07:59:45Z (in 13d 19h)",
-			"calm         serving  Steady  63b30851  nothing  2026-12-07 07:59:45Z (in 13d 19h)",
-			"",
-			"calm: https://etcd-calm.storage.svc:2379",
+			"calm",
 			"  now",
 			"    nothing",
 			"  next",
-			"    2026-12-07 07:59:45Z  in 13d 19h  client-signer is replaced; it would expire 2026-12-23 18:49:00Z",
+			"    2026-12-05 07:59:45Z  in 11d 19h  serving-signer is renewed; it would expire 2026-12-23 18:49:00Z",
+			"    2026-12-07 07:59:45Z  in 13d 19h  client-signer is renewed; it would expire 2026-12-23 18:49:00Z",
+			"",
+		]);
+	});
+
+	test("an EtcdStorage whose spec is invalid, or that is being deleted, has its line", () => {
+		const invalid: Planned = {
+			...{ name: "bad", person: true, ...nobody },
+			status: { conditions: [condition("Deployed", "False", "no replicas")] },
+		};
+		const leaving: Planned = {
+			...{ name: "gone", person: false, ...nobody },
+			written: ["EtcdStorage gone patched"],
+			events: [{ type: "Normal", reason: "DataRetained", message: "keys" }],
+		};
+		expect(planText(report(invalid, leaving)).split("\n").slice(3)).toEqual([
+			"ETCDSTORAGE  DOMAIN  PHASE  CA  NOW            NEXT STEP",
+			"bad          -       -      -   DeployedFalse  -",
+			"gone         -       -      -   DataRetained   -",
+			"",
+			"bad",
+			"  now",
+			"    nothing",
+			"  to know",
+			"    DeployedFalse: no replicas",
+			"",
+			"gone",
+			"  now",
+			"    EtcdStorage gone patched",
+			"  to know",
+			"    DataRetained: keys",
+			"",
+			expect.stringMatching(/^A running controller writes this/),
 			"",
 		]);
 	});
 
 	test("plan and certs say so where there is nothing", () => {
 		const text =
-			"2026-11-23 12:00:00Z, by the API server's clock\nNOTE: not permitted: x\nThere are no EtcdStorages.\n";
-		const none = { ...report<never>(), notes: ["not permitted: x"] };
-		expect(planText(none, false)).toBe(text);
-		expect(certsText({ ...none, core: { certificates: [], breaks: [] } })).toBe(
-			text,
-		);
-	});
-
-	test("certs shows the whole of one EtcdStorage, what breaks when before all else", () => {
-		expect(certsText(certs()).split("\n")).toEqual([
-			"2026-11-23 12:00:00Z, by the API server's clock",
-			"",
-			"calm: https://etcd-calm.storage.svc:2379",
-			"",
-			"  What breaks when, if nothing is done any more",
-			"    AT                              WHAT",
-			"    2026-11-22 12:00:00Z !  1d ago  server is certified by no CA that is trusted: the endpoint is refused by API servers that start with ConfigMap other/ca",
-			"    2026-12-20 12:00:00Z    in 27d  the proxies' certificate for the core etcd expires: no endpoint works (Secret storage/core)",
-			"",
-			"  CAs",
-			"    CA        DOMAIN   PHASE   ROLE      FROM                  UNTIL                 LEFT",
-			"    0c13da83  serving  Spread  current   2026-11-20 12:00:00Z  2026-12-20 12:00:00Z  27d, 90%",
-			"    725772c5  serving  Spread  previous  2026-11-20 12:00:00Z  2026-12-20 12:00:00Z  27d, 90%",
-			"",
-			"  Cross-certificates: who trusts only the one accepts the other's certificates",
-			"    OF CA     BY CA     DOMAIN   USE         FROM                  UNTIL                 LEFT",
-			"    0c13da83  725772c5  serving  handed out  2026-11-20 12:00:00Z  2026-12-20 12:00:00Z  27d, 90%",
-			"",
-			"  Certificates",
-			"    CERTIFICATE  BY CA     CROSS BY  FROM                  UNTIL                 LEFT",
-			"    server       0c13da83  725772c5  2026-11-20 12:00:00Z  2026-12-20 12:00:00Z  27d, 90%",
-			"",
-			"  Renewed, if the controller lives",
-			"    CERTIFICATE          RENEWAL",
-			"    serving CA 0c13da83  2026-12-05 12:00:00Z  in 12d",
-			"    server               2026-12-08 12:00:00Z  in 15d",
-			"",
-			"  Bundles: who reads one trusts these CAs",
-			"    BUNDLE              KEY             CAS",
-			"    ConfigMap api/ca    serving-ca.crt  725772c5, 0c13da83",
-			"    ConfigMap other/ca  serving-ca.crt  is damaged",
-			"",
-			"  Who verifies, and is known to trust",
-			"    WHO                 DOMAIN   CAS",
-			"    Deployment api/one  serving  725772c5, 0c13da83",
-			"    Deployment api/two  serving  725772c5            BEHIND",
-			`    ${wait.message}`,
-			"",
-			"The core etcd's, on which all endpoints depend",
-			"  CERTIFICATE  OBJECT               UNTIL                 LEFT",
-			"  core-client  Secret storage/core  2026-12-20 12:00:00Z  27d, 90%",
-			"",
-		]);
+			"2026-11-23 12:00:00Z, by the API server's clock\nNOTE: a clock is wrong\nThere are no EtcdStorages.\n";
+		const none = { ...report<never>(), note: "a clock is wrong" };
+		expect(planText(none)).toBe(text);
+		expect(certsText({ ...none, core: [] })).toBe(text);
 	});
 
 	const life = {
@@ -741,69 +601,11 @@ describe("as text", () => {
 		notAfter: "2026-12-20T12:00:00Z",
 		leftPercent: 90,
 	};
-	const chain: Shown = {
-		...calm,
-		domains: [
-			{
-				domain: "serving",
-				phase: "Spread",
-				generation: "0c13da83",
-				authorities: [
-					{
-						generation: "0c13da83",
-						role: "current",
-						subject: "CN=etcd serving CA 0c13da83,O=calm",
-						renewalTime: "2026-12-05T12:00:00Z",
-						...life,
-					},
-					{
-						generation: "725772c5",
-						role: "previous",
-						subject: "CN=etcd serving CA 725772c5,O=calm",
-						...life,
-					},
-				],
-				crossCertificates: [
-					{ generation: "0c13da83", by: "725772c5", handedOut: true, ...life },
-				],
-				certificates: [
-					{
-						certificate: "server",
-						object: "Secret storage/calm-server-cert",
-						signedBy: "0c13da83",
-						chain: ["0c13da83 by 725772c5"],
-						renewalTime: "2026-12-08T12:00:00Z",
-						...life,
-					},
-				],
-				bundles: [
-					{
-						object: "ConfigMap api/ca",
-						key: "serving-ca.crt",
-						generations: ["725772c5", "0c13da83"],
-					},
-					{
-						object: "ConfigMap other/ca",
-						key: "serving-ca.crt",
-						generations: [],
-						trouble: "is damaged",
-					},
-				],
-				verifiers: [
-					{
-						who: "Deployment api/one",
-						trusts: ["725772c5", "0c13da83"],
-						behind: false,
-					},
-					{
-						who: "Deployment api/two",
-						trusts: ["725772c5"],
-						behind: true,
-						message: wait.message,
-					},
-				],
-			},
-		],
+	const ca = { domain: "serving" as const, by: ["0c13da83"], ...life };
+	const chain: Certs = {
+		name: "calm",
+		phases: { serving: "Spread" },
+		problems: ["TargetMissing: Secret api/cert is not there"],
 		breaks: [
 			{
 				at: "2026-11-22T12:00:00Z",
@@ -811,105 +613,109 @@ describe("as text", () => {
 				domain: "serving",
 				certificates: ["server"],
 				refusedBy: ["API servers that start with ConfigMap other/ca"],
-				message:
-					"server is certified by no CA that is trusted: the endpoint is refused by API servers that start with ConfigMap other/ca",
+				message: "server is refused",
 			},
 		],
-		problems: [],
+		certificates: [
+			{
+				id: "CA 0c13da83",
+				role: "current",
+				renewalTime: "2026-12-05T12:00:00Z",
+				...ca,
+			},
+			{ id: "CA 725772c5", role: "previous", ...ca, by: ["725772c5"] },
+			{ id: "CA 0c13da83", role: "cross", ...ca, by: ["725772c5"] },
+			{
+				id: "server",
+				role: "leaf",
+				...ca,
+				by: ["0c13da83", "725772c5"],
+				notAfter: "2026-11-22T12:00:00Z",
+			},
+			{
+				id: "client/api/cert",
+				domain: "client",
+				role: "leaf",
+				by: [],
+				trouble: "is not there",
+			},
+		],
+		verifiers: [
+			{
+				domain: "serving",
+				who: "Deployment api/two",
+				trusts: ["725772c5"],
+				state: "behind",
+				message: wait.message,
+			},
+			{
+				domain: "serving",
+				who: "Deployment api/one",
+				trusts: ["725772c5", "0c13da83"],
+			},
+			{ domain: "serving", who: "API servers that start", trusts: [] },
+		],
 	};
-	const certs = (...more: Shown[]): CertsReport => ({
+	const certs = (...more: Certs[]): CertsReport => ({
 		...report(chain, ...more),
-		core: {
-			certificates: [
-				{ certificate: "core-client", object: "Secret storage/core", ...life },
-			],
-			breaks: [
-				{
-					at: "2026-12-20T12:00:00Z",
-					already: false,
-					domain: "core",
-					certificates: ["core-client"],
-					refusedBy: ["the core etcd"],
-					message:
-						"the proxies' certificate for the core etcd expires: no endpoint works (Secret storage/core)",
-				},
-			],
-		},
+		core: [
+			{
+				...{ id: "Secret storage/core", domain: "core", role: "core" },
+				by: [],
+				...life,
+			},
+		],
+	});
+
+	test("certs shows the whole of one EtcdStorage, what breaks when before all else", () => {
+		expect(certsText(certs()).split("\n")).toEqual([
+			"2026-11-23 12:00:00Z, by the API server's clock",
+			"",
+			"calm, serving CA: Spread",
+			"  WRONG: TargetMissing: Secret api/cert is not there",
+			"  What breaks when, if nothing is done any more",
+			"    AT                              WHAT",
+			"    2026-11-22 12:00:00Z !  1d ago  server is refused",
+			"  Certificates",
+			"    CERTIFICATE      DOMAIN   ROLE                BY CA               UNTIL                 LEFT      RENEWAL",
+			"    CA 0c13da83      serving  current             0c13da83            2026-12-20 12:00:00Z  27d, 90%  in 12d",
+			"    CA 725772c5      serving  previous            725772c5            2026-12-20 12:00:00Z  27d, 90%",
+			"    CA 0c13da83      serving  cross               725772c5            2026-12-20 12:00:00Z  27d, 90%",
+			"    server           serving  leaf                0c13da83, 725772c5  2026-11-22 12:00:00Z  expired",
+			"    client/api/cert  client   leaf: is not there",
+			"  Who verifies, and is known to trust",
+			"    WHO                     DOMAIN   CAS",
+			"    Deployment api/two      serving  725772c5            behind",
+			"    Deployment api/one      serving  725772c5, 0c13da83",
+			"    API servers that start  serving  none",
+			`    ${wait.message}`,
+			"",
+			"The core etcd's; without them, no endpoint works",
+			"  CERTIFICATE          DOMAIN  ROLE  BY CA  UNTIL                 LEFT      RENEWAL",
+			"  Secret storage/core  core    core         2026-12-20 12:00:00Z  27d, 90%",
+			"",
+		]);
 	});
 
 	test("certs of several EtcdStorages begins with what breaks first", () => {
-		const other = { ...chain, name: "other", breaks: [] };
+		const other = structuredClone(chain);
+		other.name = "other";
+		for (const one of other.breaks) one.at = "2026-11-21T12:00:00Z";
 		expect(certsText(certs(other)).split("\n").slice(0, 7)).toEqual([
 			"2026-11-23 12:00:00Z, by the API server's clock",
 			"",
 			"What breaks first, if nothing is done any more",
 			"  AT                              ETCDSTORAGE  WHAT",
-			`  2026-11-22 12:00:00Z !  1d ago  calm         ${chain.breaks[0]?.message}`,
-			"  2026-12-20 12:00:00Z    in 27d  all          the proxies' certificate for the core etcd expires: no endpoint works (Secret storage/core)",
+			"  2026-11-21 12:00:00Z !  2d ago  other        server is refused",
+			"  2026-11-22 12:00:00Z !  1d ago  calm         server is refused",
 			"",
 		]);
 	});
 
 	test("what others have written cannot command the terminal", () => {
-		const evil = structuredClone(busy);
-		evil.problems = [
-			{ reason: "X", message: "\u001b[2Jgone\nnext\u202e", person: false },
-		];
-		const text = planText(report(evil), true);
-		expect(text).toContain("    X: \\u{001b}[2Jgone\\u{000a}next\\u{202e}\n");
-	});
-
-	test("an EtcdStorage whose spec is invalid, or that is being deleted, has its line", () => {
-		const invalid = plannedOnly(storage, NAMESPACE, {
-			problems: (["CertificatesReady", "Deployed"] as const).map(
-				(condition) => ({
-					condition,
-					reason: "InvalidSpec",
-					message: "spec.replicas 0 must be a whole number",
-					userError: true,
-				}),
-			),
-		});
-		const leaving = plannedOnly(storage, NAMESPACE, {
-			objects: [{ object: "EtcdStorage x", change: "delete" }],
-		});
-		expect(planText(report(invalid, leaving), false).split("\n")).toEqual([
-			"2026-11-23 12:00:00Z, by the API server's clock",
-			"2 EtcdStorages: 1 needs a person, 1 with something to be done now, 0 waiting for somebody",
-			"",
-			"ETCDSTORAGE  DOMAIN  PHASE  CA  NOW          NEXT STEP",
-			"x            -       -      -   InvalidSpec  -",
-			"x            -       -      -   see below    -",
-			"",
-			"x: https://etcd-x.storage.svc:2379",
-			"  now",
-			"    nothing",
-			"  wrong",
-			"    InvalidSpec: spec.replicas 0 must be a whole number [a person must act]",
-			"",
-			"x: https://etcd-x.storage.svc:2379",
-			"  now",
-			"    delete EtcdStorage x",
-			"",
-			"What is to be done now is done by a running controller within a minute. If it stays: is one running, and what does its log say?",
-			"",
-		]);
-		expect(
-			shownOnly(
-				storage,
-				NAMESPACE,
-				[
-					{
-						condition: "Deployed",
-						reason: "InvalidSpec",
-						message: "spec.replicas 0",
-						userError: true,
-					},
-				],
-				NOW,
-			).problems,
-		).toEqual([
-			{ reason: "InvalidSpec", message: "spec.replicas 0", person: true },
-		]);
+		const evil = { ...quiet, written: ["\u001b[2Jgone\nnext\u202e"] };
+		expect(planText(report(evil))).toContain(
+			"    \\u{001b}[2Jgone\\u{000a}next\\u{202e}\n",
+		);
 	});
 });

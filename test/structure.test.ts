@@ -72,7 +72,10 @@ const layers = [
 	["report.ts", "tables.ts"],
 	["clock.ts", "leader.ts", "metrics.ts", "options.ts", "queue.ts", "visit.ts"],
 	["deletion.ts", "observe.ts"],
-	["cache.ts", "certificates.ts", "consumers.ts", "proxies.ts", "targets.ts"],
+	[
+		...["cache.ts", "certificates.ts", "consumers.ts", "drykube.ts"],
+		...["proxies.ts", "targets.ts"],
+	],
 	["drift.ts", "problems.ts"],
 	["workload.ts"],
 	["manifests.ts", "status.ts"],
