@@ -218,13 +218,15 @@ describe("the real API server", () => {
 			await kube.list("Secret", "default");
 			expect(clock.skewMs).toBe(0);
 			const watch = new AbortController();
+			const listed = Promise.withResolvers<void>();
 			const watching = Promise.withResolvers<void>();
 			const follow = kube.follow("ConfigMap", {
 				namespace: "kube-system",
 				signal: watch.signal,
-				onSync: () => undefined,
+				onSync: () => listed.resolve(),
 				onEvent: () => watching.resolve(),
 			});
+			await listed.promise;
 			await kube.apply({
 				apiVersion: "v1",
 				kind: "ConfigMap",
