@@ -23,7 +23,7 @@ import {
 	type Found,
 	type Signers,
 	type Step,
-} from "./rotation.ts";
+} from "./signers.ts";
 
 /** Makes what the plan asks for and keeps the rest. */
 export async function issue(

@@ -110,6 +110,8 @@ export interface Spec {
 }
 
 const MAX_NAME = 58; // `etcd-<name>` must be a DNS label of at most 63 characters (RFC 1123).
+/** It goes into annotations, events and log lines. */
+const MAX_REASON = 256;
 const DEFAULT_REPLICAS = 3;
 const MAX_REPLICAS = 100;
 const SECOND = 1000;
@@ -252,7 +254,8 @@ export function readSpec(storage: EtcdStorage): Spec | { invalid: string } {
 		for (const what of ["rotate", "compromised"] as const) {
 			const annotation = `etcd.xmudrii.com/${what}-${domain}`;
 			const reason = storage.metadata.annotations?.[annotation];
-			if (reason?.trim()) requests[domain][what] = reason.trim();
+			if (reason?.trim())
+				requests[domain][what] = reason.trim().slice(0, MAX_REASON);
 			else if (reason !== undefined)
 				warnings.push(
 					`the annotation ${annotation} has no effect without a reason as its value`,

@@ -15,7 +15,7 @@ import {
 import type { KubeObject } from "./kube.ts";
 import type { Domain } from "./lifetimes.ts";
 import type { CertificateFacts, KeyPair } from "./pki.ts";
-import { newest, type Signers } from "./rotation.ts";
+import { newest, type Signers } from "./signers.ts";
 
 export const FIELD_MANAGER = "etcdproxy-controller";
 /** On targets: which EtcdStorage fills them. It is what keeps two of them from filling the same one. */

@@ -30,14 +30,8 @@ import {
 } from "./problems.ts";
 import { proxiesBehind } from "./proxies.ts";
 import type { Observed } from "./reconcile.ts";
-import {
-	generationOf,
-	newest,
-	type Reach,
-	type Signers,
-	spreading,
-	type Wait,
-} from "./rotation.ts";
+import { type Reach, spreading, type Wait } from "./rotation.ts";
+import { generationOf, newest, type Signers } from "./signers.ts";
 import { type EventNote, type Problem, TARGET_POLL } from "./status.ts";
 import { type TargetReader, targetKey } from "./targets.ts";
 import type { Deployment } from "./workload.ts";

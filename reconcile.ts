@@ -15,14 +15,12 @@ import {
 } from "./lifetimes.ts";
 import type { CertificateFacts, KeyPair, Validity } from "./pki.ts";
 import {
-	type Found,
 	type LiveLeaf,
 	type Reach,
 	type Rotation,
 	rotate,
-	type Signers,
-	signing,
 } from "./rotation.ts";
+import { type Found, type Signers, signing } from "./signers.ts";
 
 export type { Phase, Wait } from "./rotation.ts";
 

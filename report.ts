@@ -19,13 +19,13 @@ import {
 import type { Observation } from "./observe.ts";
 import type { CertificateFacts } from "./pki.ts";
 import { leafDomain, type Plan } from "./reconcile.ts";
+import { spreading } from "./rotation.ts";
 import {
 	type Authority,
 	type Found,
 	generationOf,
 	type Step,
-	spreading,
-} from "./rotation.ts";
+} from "./signers.ts";
 import {
 	type EventNote,
 	nextVisit,

@@ -1,22 +1,32 @@
 /**
- * The replacement of a signer, phase by phase (pki.md, rules 2, 3 and 6). Pure.
+ * The replacement of a signer, phase by phase (README.md, Certificates). Pure.
  *
  * What makes it safe is that the next signer is certified by one that everybody is known to trust: its leaves, handed
  * out with that cross-certificate, are accepted by whoever has loaded either of the two. The phases see to it that
  * nobody depends on the cross-certificate when it ends.
  */
 
-import type { Requests, Spec } from "./etcdstorage.ts";
+import type { Spec } from "./etcdstorage.ts";
 import {
 	type Domain,
 	issuedAt,
-	outOfDates,
 	partOfLife,
 	signerRenewalTime,
 	validityChanged,
 	validityFor,
 } from "./lifetimes.ts";
-import type { CertificateFacts, KeyPair, Validity } from "./pki.ts";
+import type { CertificateFacts, Validity } from "./pki.ts";
+import {
+	type Authority,
+	generationOf,
+	isValid,
+	type SignerProfile,
+	type Signers,
+	type Step,
+	signing,
+	unusable,
+	without,
+} from "./signers.ts";
 
 /**
  * `Publish`: the next signer is being written into every bundle. `Sign`: it is the current one, and leaves are being
@@ -44,37 +54,6 @@ export interface Wait {
 	obstacle: boolean;
 }
 
-/** A key pair as it was found: absent, of no use, or the facts about it. */
-export type Found<T> = { missing: true } | { unreadable: string } | T;
-
-/** A CA with its private key. */
-export interface Authority {
-	pair: KeyPair;
-	facts: CertificateFacts;
-	keyMatches: boolean;
-}
-
-/** What a domain's signer Secret holds. */
-export interface Signers {
-	/** It signs leaves. */
-	current: Found<Authority>;
-	/** Phase Publish: it will. */
-	next: Found<Authority>;
-	/** The next signer's certificate by one that everybody trusts. */
-	nextCross?: CertificateFacts;
-	/** The current signer's, handed out behind its leaves. */
-	cross?: CertificateFacts;
-	/**
-	 * While it is not known that everybody trusts the current signer: the newest one of which it is known. Without the
-	 * key where that was lost or is not to be used any more.
-	 */
-	previous?: { facts: CertificateFacts; pair?: KeyPair };
-	/** Every CA of the domain that is not retired: what goes into bundles. */
-	trusted: CertificateFacts[];
-	/** The requests that this state already is the answer to. */
-	answered: Requests;
-}
-
 /** How far the newest CA of a domain has got, and its certificates. Each list names who is behind. */
 export interface Reach {
 	/** Bundles that have carried an older CA, and do not carry the newest. */
@@ -83,24 +62,6 @@ export interface Reach {
 	undelivered: Wait[];
 	/** Who verifies, and is not known to have loaded the CA that `spreading` names. */
 	unread: Wait[];
-}
-
-/** A change of what the signer Secret holds. */
-export type Step =
-	| ({ do: "make"; as: "current" | "next" } & SignerProfile)
-	| { do: "promote" }
-	| { do: "confirm" }
-	| { do: "retire" };
-
-interface SignerProfile {
-	commonName: string;
-	organization: string;
-	validity: Validity;
-	/** Which of the present signers certifies the new one, and for how long; absent when none can. */
-	cross?: { by: "current" | "previous"; validity: Validity };
-	/** Nothing that was trusted before is trusted any longer. */
-	distrust: boolean;
-	answered: Requests;
 }
 
 /** A domain's phase, and what is to be done in it now. */
@@ -135,34 +96,6 @@ const UNKNOWN_PATIENCE = 24 * 3_600_000;
 /** The last part of the time in which waiting is harmless; then it is an error. */
 const OVERDUE = 1 / 4;
 
-/** How a CA's common name ends: the beginning of its key identifier. */
-export const generationOf = (facts: CertificateFacts) =>
-	facts.keyIdentifier.slice(0, 8);
-
-/** The one that is or will be current; undefined when there is none that can be read. */
-export function newest({ current, next }: Signers): Authority | undefined {
-	if ("facts" in next) return next;
-	return "facts" in current ? current : undefined;
-}
-
-/** Why an authority cannot sign; undefined when it can. */
-function unusable(found: Found<Authority>, now: number): string | undefined {
-	if ("missing" in found) return "not there";
-	if ("unreadable" in found) return `unreadable: ${found.unreadable}`;
-	if (!found.facts.isCA) return "not a CA";
-	if (!found.keyMatches) return "key does not match";
-	return outOfDates(found.facts, now);
-}
-
-/** The current signer, if it can sign leaves. */
-export const signing = (
-	{ current }: Signers,
-	now: number,
-): Authority | undefined =>
-	"facts" in current && unusable(current, now) === undefined
-		? current
-		: undefined;
-
 /** The CA of which it matters now who has loaded it; undefined when it does not. Finding out costs requests. */
 export function spreading(
 	signers: Signers,
@@ -172,9 +105,6 @@ export function spreading(
 	if ("facts" in next) return isValid(nextCross, now) ? undefined : next.facts;
 	return previous && "facts" in current ? current.facts : undefined;
 }
-
-const isValid = (facts: CertificateFacts | undefined, now: number) =>
-	facts !== undefined && now < facts.notAfter;
 
 /**
  * What is to be done with a domain's signers now, and what is waited for.
@@ -341,6 +271,7 @@ function urgency(newest: CertificateFacts, harmlessUntil: number) {
 	};
 }
 
+/** The phases after the new signer has become current. */
 function settle(
 	spec: Spec,
 	domain: Domain,
@@ -352,82 +283,87 @@ function settle(
 ): Rotation {
 	const { previous, trusted } = signers;
 	const known = { domain, generation: generationOf(current.facts) };
-	const others = trusted.filter(
-		(one) => one.fingerprint !== current.facts.fingerprint,
-	);
+	const others = without(trusted, current);
 	const firstEnd = Math.min(...others.map((one) => one.notAfter));
+	const left = others.some((one) => now <= one.notAfter);
 	const unsigned = leaves.filter((leaf) => !leaf.signedBySigner);
-	if (previous && (unsigned.length > 0 || reach.undelivered.length > 0))
+	if (previous && (unsigned.length > 0 || reach.undelivered.length > 0)) {
+		const ends = [current.facts, ...unsigned].map((one) => one.notAfter);
 		return {
 			...known,
 			phase: "Sign",
 			waits: reach.undelivered,
 			...(reach.undelivered.length > 0 &&
-				urgency(
-					current.facts,
-					Math.min(
-						firstEnd,
-						current.facts.notAfter,
-						...unsigned.map((leaf) => leaf.notAfter),
-					),
-				)),
-		};
-	if (previous) {
-		const distrusted = !others.some(
-			(one) => one.fingerprint === previous.facts.fingerprint,
-		);
-		const over = now >= previous.facts.notAfter;
-		const waits = [...reach.unwritten, ...reach.unread];
-		const guesses = waits.every((one) => one.reason.endsWith("Unknown"));
-		const issued = issuedAt(current.facts);
-		// Without the chain who is behind is cut off already, and a CA that must not be trusted does harm while it is.
-		const chained =
-			isValid(signers.cross, now) &&
-			signers.cross?.issuer === previous.facts.subject;
-		const harmless = over || (!distrusted && chained);
-		const patience = Math.min(
-			issued + UNKNOWN_PATIENCE,
-			partOfLife(current.facts, 1 / 4),
-		);
-		if (waits.length === 0 || (over && guesses && now >= patience))
-			return {
-				...known,
-				phase: others.some((one) => now <= one.notAfter) ? "Retire" : "Steady",
-				step: { do: "confirm" },
-				reason:
-					waits.length === 0
-						? "all who verify have loaded the new CA"
-						: "the former CA has expired, and nobody else is known to need the new one",
-				waits: [],
-			};
-		return {
-			...known,
-			phase: "Spread",
-			waits,
-			...(over || distrusted
-				? guesses && {
-						nextStepAt: Math.max(previous.facts.notAfter, patience),
-					}
-				: { nextStepAt: previous.facts.notAfter }),
-			...urgency(current.facts, harmless ? previous.facts.notAfter : issued),
+				urgency(current.facts, Math.min(firstEnd, ...ends))),
 		};
 	}
+	if (previous)
+		return {
+			...known,
+			...spread(signers, current, previous.facts, others, reach, now),
+		};
 	if (now > firstEnd)
 		return {
 			...known,
-			phase: others.some((one) => now <= one.notAfter) ? "Retire" : "Steady",
+			phase: left ? "Retire" : "Steady",
 			step: { do: "retire" },
 			reason: "the former CA has expired",
 			waits: [],
 		};
 	return {
 		...known,
-		phase: others.length > 0 ? "Retire" : "Steady",
+		phase: left ? "Retire" : "Steady",
 		waits: [],
 		nextStepAt: Math.min(
 			firstEnd,
 			signerRenewalTime(spec.name, domain, current.facts),
 		),
+	};
+}
+
+/**
+ * Whether all who verify are known to have loaded the current CA.
+ * @param previous the newest of which it is known
+ * @param others the CAs that are trusted beside the current one
+ */
+function spread(
+	{ cross }: Signers,
+	{ facts }: Authority,
+	previous: CertificateFacts,
+	others: CertificateFacts[],
+	reach: Reach,
+	now: number,
+): Omit<Rotation, "domain"> {
+	const waits = [...reach.unwritten, ...reach.unread];
+	const guesses = waits.every((one) => one.reason.endsWith("Unknown"));
+	const over = now >= previous.notAfter;
+	const patience = Math.min(
+		issuedAt(facts) + UNKNOWN_PATIENCE,
+		partOfLife(facts, 1 / 4),
+	);
+	if (waits.length === 0 || (over && guesses && now >= patience))
+		return {
+			phase: others.some((one) => now <= one.notAfter) ? "Retire" : "Steady",
+			step: { do: "confirm" },
+			reason:
+				waits.length === 0
+					? "all who verify have loaded the new CA"
+					: "the former CA has expired, and nobody else is known to need the new one",
+			waits: [],
+		};
+	const distrusted = !others.some(
+		(one) => one.fingerprint === previous.fingerprint,
+	);
+	const chained = isValid(cross, now) && cross?.issuer === previous.subject;
+	// Without the chain who is behind is cut off already, and a CA that must not be trusted does harm while it is.
+	const harmless = over || (!distrusted && chained);
+	return {
+		phase: "Spread",
+		waits,
+		...(over || distrusted
+			? guesses && { nextStepAt: Math.max(previous.notAfter, patience) }
+			: { nextStepAt: previous.notAfter }),
+		...urgency(facts, harmless ? previous.notAfter : issuedAt(facts)),
 	};
 }
 
@@ -453,86 +389,4 @@ export function standing(
 		waits.some((one) => one.obstacle) ||
 		(waits.length > 0 && now - since > patience);
 	return { blocked, overdue: blocked && now >= (overdueAt ?? now + 1) };
-}
-
-/**
- * What the signer Secret is to hold after a step; without one, what it holds without what has expired.
- * @param made for the step `make`: the new signer, and its cross-certificate if the step asks for one
- */
-export function advance(
-	signers: Signers,
-	step: Step | undefined,
-	made: { authority: Authority; cross?: CertificateFacts } | undefined,
-	now: number,
-): Signers {
-	const after = { ...signers };
-	switch (step?.do) {
-		case "make": {
-			if (!made) throw new Error("a step without what it makes");
-			const { authority, cross } = made;
-			const former = signing(signers, now) ?? newest(signers);
-			after.answered = step.answered;
-			after.trusted = step.distrust
-				? [authority.facts]
-				: // A next signer that nobody has used is not missed.
-					[...without(signers.trusted, signers.next), authority.facts];
-			if (step.as === "next") {
-				after.next = authority;
-				set(after, "nextCross", cross);
-				break;
-			}
-			after.current = authority;
-			after.next = { missing: true };
-			set(after, "cross", cross);
-			set(after, "nextCross", undefined);
-			set(after, "previous", former && { facts: former.facts });
-			break;
-		}
-		case "promote": {
-			after.current = signers.next;
-			after.next = { missing: true };
-			set(after, "cross", signers.nextCross);
-			set(after, "nextCross", undefined);
-			set(after, "previous", anchor(signers, now));
-			break;
-		}
-		case "confirm":
-			set(after, "previous", undefined);
-			break;
-	}
-	after.trusted = after.trusted.filter((one) => now <= one.notAfter);
-	if (!isValid(after.cross, now)) set(after, "cross", undefined);
-	return after;
-}
-
-/** The newest signer that everybody trusts, now that the next one becomes current. */
-function anchor(
-	{ current, previous, next, trusted }: Signers,
-	now: number,
-): Signers["previous"] {
-	if (previous && now < previous.facts.notAfter) return previous;
-	if ("facts" in current)
-		return {
-			facts: current.facts,
-			...(current.keyMatches && { pair: current.pair }),
-		};
-	const newestOther = without(trusted, next).sort(
-		(a, b) => b.notBefore - a.notBefore,
-	)[0];
-	return newestOther ? { facts: newestOther } : previous;
-}
-
-const without = (list: CertificateFacts[], found: Found<Authority>) =>
-	"facts" in found
-		? list.filter((one) => one.fingerprint !== found.facts.fingerprint)
-		: [...list];
-
-/** Sets, or removes: with exactOptionalPropertyTypes the one is not the other. */
-function set<K extends "cross" | "nextCross" | "previous">(
-	signers: Signers,
-	key: K,
-	value: Signers[K] | undefined,
-): void {
-	if (value === undefined) delete signers[key];
-	else signers[key] = value as Signers[K];
 }

@@ -8,7 +8,7 @@
 import { X509Certificate } from "node:crypto";
 import type { Domain } from "./lifetimes.ts";
 import type { CertificateFacts } from "./pki.ts";
-import { generationOf, type Signers } from "./rotation.ts";
+import { generationOf, type Signers } from "./signers.ts";
 
 /** What somebody shows to whoever verifies him. */
 export interface Presented {

@@ -44,7 +44,8 @@ import {
 	writeError,
 } from "./problems.ts";
 import { decide, leafDomain, type Plan } from "./reconcile.ts";
-import { generationOf, newest, type Wait } from "./rotation.ts";
+import type { Wait } from "./rotation.ts";
+import { generationOf, newest } from "./signers.ts";
 import type { Outcome, Problem } from "./status.ts";
 import { targetKey } from "./targets.ts";
 import { availability, workload } from "./workload.ts";

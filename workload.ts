@@ -8,7 +8,7 @@ import {
 	names,
 	owned,
 } from "./manifests.ts";
-import { newest } from "./rotation.ts";
+import { newest } from "./signers.ts";
 
 /** On pods that run etcd: another CA is another pod. */
 export const CLIENT_CA_HASH = "etcd.xmudrii.com/client-ca-sha256";

@@ -5,7 +5,7 @@ import { readSpec } from "../etcdstorage.ts";
 import type { Data } from "../manifests.ts";
 import { type Material, secretText, signerSecret } from "../manifests.ts";
 import * as pki from "../pki.ts";
-import { type Authority, advance, type Signers } from "../rotation.ts";
+import { type Authority, advance, type Signers } from "../signers.ts";
 import { base64 } from "./client.ts";
 import { etcdStorage } from "./harness.ts";
 

@@ -232,6 +232,12 @@ describe("a spec", () => {
 			0,
 		],
 		[
+			"with a reason as long as a book",
+			{ "etcd.xmudrii.com/rotate-client": "a".repeat(200_000) },
+			{ client: { rotate: "a".repeat(256) }, serving: {} },
+			0,
+		],
+		[
 			"without a reason",
 			{
 				"etcd.xmudrii.com/rotate-client": "",

@@ -3,7 +3,8 @@
  */
 import { type Domain, domains } from "../lifetimes.ts";
 import type { CertificateFacts } from "../pki.ts";
-import { newest, type Rotation } from "../rotation.ts";
+import type { Rotation } from "../rotation.ts";
+import { newest } from "../signers.ts";
 import {
 	type ApiServer,
 	bundleOf,

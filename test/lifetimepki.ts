@@ -4,7 +4,7 @@
  */
 import type { CertificateFacts, KeyPair, Validity } from "../pki.ts";
 import type { LeafPlan } from "../reconcile.ts";
-import type { Authority, Signers, Step } from "../rotation.ts";
+import type { Authority, Signers, Step } from "../signers.ts";
 
 /** How private keys look here, wherever they lie. */
 export const KEY = /key:[0-9a-f]+/g;

@@ -11,16 +11,14 @@ import {
 } from "../lifetimes.ts";
 import { bundle, type CertificateFacts } from "../pki.ts";
 import { decide, type Leaf, type Observed, type Plan } from "../reconcile.ts";
+import { type Reach, spreading, type Wait } from "../rotation.ts";
 import {
 	type Authority,
 	advance,
 	type Found,
 	newest,
-	type Reach,
 	type Signers,
-	spreading,
-	type Wait,
-} from "../rotation.ts";
+} from "../signers.ts";
 import {
 	type ApiServer,
 	bundleOf,

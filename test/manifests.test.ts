@@ -39,7 +39,7 @@ import {
 	signerSecret,
 } from "../manifests.ts";
 import type { CertificateFacts } from "../pki.ts";
-import type { Authority } from "../rotation.ts";
+import type { Authority } from "../signers.ts";
 import {
 	availability,
 	type Deployment,

@@ -1,5 +1,5 @@
 /**
- * Who accepts whose certificate while signers are replaced (pki.md, rule 2): one rule, and with it compared the whole
+ * Who accepts whose certificate while signers are replaced (README.md, Certificates): one rule, and with it compared the whole
  * table of each judge: openssl, Go's TLS on both sides, our gateway as the server, Go and Bun as its clients.
  */
 import {
@@ -202,7 +202,7 @@ beforeAll(async () => {
 
 afterAll(() => plane?.stop());
 
-test("by the rule, only what pki.md names fails", () => {
+test("by the rule, a leaf fails only under a bundle with neither its CA nor the one that certified that", () => {
 	const refused = (leaf: LeafName) =>
 		bundles.filter((bundle) => !accepted(leaf, bundle)).map(bundleName);
 	expect(refused("old")).toEqual(["{2}", "{3}", "{0,2}"]);

@@ -15,20 +15,22 @@ import {
 import type { CertificateFacts } from "../pki.ts";
 import { decide, type Leaf, type Observed, type Plan } from "../reconcile.ts";
 import {
-	type Authority,
-	advance,
-	generationOf,
 	type LiveLeaf,
-	newest,
 	type Reach,
 	type Rotation,
 	rotate,
-	type Signers,
-	type Step,
 	spreading,
 	standing,
 	type Wait,
 } from "../rotation.ts";
+import {
+	type Authority,
+	advance,
+	generationOf,
+	newest,
+	type Signers,
+	type Step,
+} from "../signers.ts";
 import { Issuer } from "./lifetimepki.ts";
 
 const SECOND = 1000;

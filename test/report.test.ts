@@ -15,7 +15,8 @@ import {
 	shown,
 	unshown,
 } from "../report.ts";
-import { generationOf, type Wait } from "../rotation.ts";
+import type { Wait } from "../rotation.ts";
+import { generationOf } from "../signers.ts";
 import type { Outcome } from "../status.ts";
 import { certsText, planText, span, table } from "../tables.ts";
 

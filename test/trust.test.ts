@@ -12,7 +12,7 @@ import {
 	parseCertificates,
 	type Validity,
 } from "../pki.ts";
-import { generationOf } from "../rotation.ts";
+import { generationOf } from "../signers.ts";
 import {
 	acceptedUntil,
 	breaks,

@@ -14,7 +14,7 @@ import type { Spec } from "../etcdstorage.ts";
 import { BACKDATE } from "../lifetimes.ts";
 import { type CertificateFacts, parseCertificates } from "../pki.ts";
 import { decide, type Observed } from "../reconcile.ts";
-import type { Signers } from "../rotation.ts";
+import type { Signers } from "../signers.ts";
 import { binaries } from "./cluster/binaries.ts";
 import { removeFolder, run, workFolder } from "./cluster/processes.ts";
 import { FIRST_BUILD } from "./harness.ts";
