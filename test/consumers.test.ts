@@ -6,18 +6,16 @@ import {
 	type ConsumerFacts,
 	judge,
 	judgeUnnamed,
-	type Pod,
 	type Published,
 	type Question,
 	readersBehind,
 	restart,
 	restartError,
 	SERVING_CA,
-	selectorText,
-	type Workload,
 } from "../consumers.ts";
 import type { Consumer } from "../etcdstorage.ts";
 import { ApiError, Kube, kinds, loadKubeConfig } from "../kube.ts";
+import { type Pod, selectorText, type Workload } from "../rollout.ts";
 import type { Wait } from "../rotation.ts";
 import { identity } from "./audit.ts";
 import {
