@@ -93,6 +93,8 @@ const PUBLISH_UNTIL = 3 / 4;
 const LAST_MOMENT = 9 / 10;
 /** Where nobody can tell who has read a bundle, they are waited for so long, should the former CA have expired before. */
 const UNKNOWN_PATIENCE = 24 * 3_600_000;
+/** By age there are three at once; more are asked for, and each of them stays trusted until it expires. */
+const MOST_TRUSTED = 8;
 /** The last part of the time in which waiting is harmless; then it is an error. */
 const OVERDUE = 1 / 4;
 
@@ -162,18 +164,31 @@ export function rotate(
 			known || leaves.length > 0 ? "next" : "current",
 			broken ?? "not there",
 		);
-	const due =
+	const asked =
 		validityChanged(current.facts, spec.validity.signing) ??
 		(requests.rotate !== undefined && requests.rotate !== answered.rotate
 			? `requested: ${requests.rotate}`
-			: undefined) ??
-		(now >= signerRenewalTime(spec.name, domain, current.facts)
-			? "past 1/2 of its life"
 			: undefined);
+	const aged =
+		now >= signerRenewalTime(spec.name, domain, current.facts)
+			? "past 1/2 of its life"
+			: undefined;
+	const crowded = signers.trusted.length >= MOST_TRUSTED;
+	const due = crowded ? aged : (asked ?? aged);
 	if (due !== undefined && !mustWait(current, signers.previous, now))
 		return make("next", due);
-	return settle(spec, domain, signers, current, reach, leaves, now);
+	const settled = settle(spec, domain, signers, current, reach, leaves, now);
+	return asked !== undefined && crowded && !settled.step
+		? { ...settled, waits: [...settled.waits, tooMany(domain, asked)] }
+		: settled;
 }
+
+const tooMany = (domain: Domain, due: string): Wait => ({
+	who: `${domain} CA`,
+	reason: "TooManyCAs",
+	message: `another ${domain} CA (${due}) is made only when one of the ${MOST_TRUSTED} that are trusted has expired; who asks for so many?`,
+	obstacle: true,
+});
 
 /**
  * Whether the replacement after this one has to wait. As long as not everybody is known to trust the current signer, the

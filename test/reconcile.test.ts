@@ -486,6 +486,13 @@ const overdue = (made: number, harmlessUntil: number) =>
 	harmlessUntil - Math.max(0, harmlessUntil - made) / 4;
 const forHalfALife = { nextStepAt: renewal(a.authority.facts) };
 const soon = MADE.b + MINUTE;
+const crowd: Signers = {
+	...steady,
+	trusted: Array.from({ length: 8 }, (_, index) => ({
+		...a.authority.facts,
+		...(index > 0 && { fingerprint: `${index}` }),
+	})),
+};
 const rows: [string, Case, Decision][] = [
 	// Steady
 	[
@@ -532,6 +539,28 @@ const rows: [string, Case, Decision][] = [
 			phase: "Publish",
 			step: "make next, certified by current",
 			reason: "validity changed: from 730h0m0s to 1460h0m0s",
+		},
+	],
+	[
+		"the eighth request in a row waits for room in the bundle, and for whoever makes them",
+		{
+			signers: crowd,
+			now: NOW,
+			spec: asked({ rotate: "once more" }),
+		},
+		{ phase: "Retire", waits: ["TooManyCAs"], ...forHalfALife },
+	],
+	[
+		"a signer at half of its life does not wait for that",
+		{
+			signers: crowd,
+			now: renewal(a.authority.facts),
+			spec: asked({ rotate: "once more" }),
+		},
+		{
+			phase: "Publish",
+			step: "make next, certified by current",
+			reason: "past 1/2 of its life",
 		},
 	],
 	[
