@@ -209,7 +209,7 @@ describe("a new EtcdStorage", () => {
 					status: {
 						...(status === "True"
 							? { replicas: 3, readyReplicas: 3, availableReplicas: 3 }
-							: { replicas: 3, readyReplicas: 1, availableReplicas: 1 }),
+							: { replicas: 3, readyReplicas: 0, availableReplicas: 0 }),
 						conditions: [{ type: "Available", status }],
 					},
 				}),
@@ -234,7 +234,7 @@ describe("a new EtcdStorage", () => {
 		);
 
 		await available("False");
-		await on.api.condition("new", "Deployed", /^False .* has 1 of 3 replicas/);
+		await on.api.condition("new", "Deployed", /^False .* has 0 of 3 replicas/);
 		await available("True");
 		await on.api.condition("new", "Ready", /^True /);
 		const told = /^Normal EtcdStorageDeployed: Deployment .* is available/;

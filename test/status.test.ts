@@ -149,6 +149,21 @@ describe("status", () => {
 		).toContain("1 of 3");
 	});
 
+	test("stays deployed as long as one of its proxies is ready, and is not once none is", () => {
+		const deployed = status(storage(), NAMESPACE, spec, outcome(), NOW);
+		const later = (ready: number) => {
+			const availability = { available: false, ready, wanted: 3 };
+			const now = outcome({ availability });
+			const after = status(storage(deployed), NAMESPACE, spec, now, NOW + HOUR);
+			const { reason, message } =
+				after.conditions?.find((one) => one.type === "Deployed") ?? {};
+			return `${reason}: ${message}; ${events(deployed, after, []).length} events`;
+		};
+		expect(later(2)).toEndWith("with 2 of 3 replicas ready; 0 events");
+		expect(later(2)).toStartWith("Deployed: ");
+		expect(later(0)).toStartWith("DeploymentNotAvailable: ");
+	});
+
 	test("keeps lastTransitionTime until a condition flips", () => {
 		const first = status(storage(), NAMESPACE, spec, outcome(), NOW);
 		const second = status(
