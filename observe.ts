@@ -201,12 +201,17 @@ interface Surroundings {
 	bundle: string;
 }
 
-/** Targets that carry something of ours, of one kind. One that never did is nobody's to wait for. */
-const filled = ({ storage, spec }: Surroundings, kind: TargetStatus["kind"]) =>
+/** Targets that carry something of ours, of one kind: by their own account or, where they cannot be read, by the status. One that never did is nobody's to wait for. */
+const filled = (
+	{ storage, spec, targets }: Surroundings,
+	kind: TargetStatus["kind"],
+) =>
 	spec.targets.filter(
 		(target) =>
 			target.kind === kind &&
-			storage.status?.targets?.some((one) => sameTarget(one, target)),
+			(storage.status?.targets?.some((one) => sameTarget(one, target)) ||
+				targets.get(targetKey(target))?.metadata.annotations?.[FILLED_BY] ===
+					spec.name),
 	);
 
 /** Bundles are of our own writing: a certificate is in them as it stands. */
