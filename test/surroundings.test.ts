@@ -320,8 +320,15 @@ describe("what somebody edits by hand", () => {
 			"the status is as it was",
 			2_000,
 		);
-		const timeless = ({ conditions, ...rest }: Json) => ({
+		// When something became so, and why, is told by the status alone.
+		const timeless = ({ conditions, certificates, ...rest }: Json) => ({
 			...rest,
+			certificates: certificates.map(({ rotation, ...one }: Json) => ({
+				...one,
+				...(rotation && {
+					rotation: { ...rotation, since: undefined, reason: undefined },
+				}),
+			})),
 			conditions: conditions
 				.map(({ lastTransitionTime: _, ...one }: Json) => one)
 				.toSorted((a: Json, b: Json) => (a.type < b.type ? -1 : 1)),
