@@ -63,7 +63,7 @@ export interface RotationStatus {
 	/** Which CA this is about, the newest one: what its common name ends with. */
 	generation: string;
 	phase: string;
-	/** Of the phase. This and its reason are what the certificates cannot tell: nothing is decided by them. */
+	/** Of the phase. This and its reason are what the certificates cannot tell; they decide how loudly a wait is told, and nothing else. */
 	since: string;
 	/** Why the phase was entered. */
 	reason: string;
