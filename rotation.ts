@@ -94,7 +94,7 @@ const LAST_MOMENT = 9 / 10;
 /** Where nobody can tell who has read a bundle, they are waited for so long, should the former CA have expired before. */
 const UNKNOWN_PATIENCE = 24 * 3_600_000;
 /** By age there are three at once; more are asked for, and each of them stays trusted until it expires. */
-const MOST_TRUSTED = 8;
+const MOST_TRUSTED = 32;
 /** The last part of the time in which waiting is harmless; then it is an error. */
 const OVERDUE = 1 / 4;
 

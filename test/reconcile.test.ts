@@ -488,7 +488,7 @@ const forHalfALife = { nextStepAt: renewal(a.authority.facts) };
 const soon = MADE.b + MINUTE;
 const crowd: Signers = {
 	...steady,
-	trusted: Array.from({ length: 8 }, (_, index) => ({
+	trusted: Array.from({ length: 32 }, (_, index) => ({
 		...a.authority.facts,
 		...(index > 0 && { fingerprint: `${index}` }),
 	})),
@@ -542,7 +542,7 @@ const rows: [string, Case, Decision][] = [
 		},
 	],
 	[
-		"the eighth request in a row waits for room in the bundle, and for whoever makes them",
+		"the request after so many in a row waits for room in the bundle, and for whoever makes them",
 		{
 			signers: crowd,
 			now: NOW,
