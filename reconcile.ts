@@ -22,8 +22,6 @@ import {
 } from "./rotation.ts";
 import { type Found, type Signers, signing } from "./signers.ts";
 
-export type { Phase, Wait } from "./rotation.ts";
-
 export interface Leaf {
 	pair: KeyPair;
 	facts: CertificateFacts;
