@@ -132,12 +132,14 @@ function readBundle(pem: string | undefined): CertificateFacts[] | undefined {
 
 /**
  * @param secret the domain's signer Secret, if it is there
- * @param copy the ConfigMap with a copy of the domain's bundle: what is trusted, where the Secret does not tell
+ * @param copy our ConfigMap with a copy of the domain's bundle: what is trusted, where the Secret does not tell
+ * @param carried the bundle that verifiers have, where neither does
  */
 export function observeSigners(
 	domain: Domain,
 	secret: Data | undefined,
 	copy: Data | undefined,
+	carried?: string,
 ): Signers {
 	const text = (key: string) => secret && secretText(secret, key);
 	const one = (key: string) => readBundle(text(key))?.[0];
@@ -146,7 +148,7 @@ export function observeSigners(
 	const cross = one("cross.crt");
 	const nextCross = one("next-cross.crt");
 	const bundle =
-		[text("ca-bundle.crt"), copy?.data?.[`${domain}-ca.crt`]]
+		[text("ca-bundle.crt"), copy?.data?.[`${domain}-ca.crt`], carried]
 			.map((pem) => readBundle(pem))
 			.find((found) => found !== undefined) ?? [];
 	const isKnown = (facts: CertificateFacts) =>

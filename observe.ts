@@ -110,13 +110,8 @@ export async function observe(
 		serving: observeSigners(
 			"serving",
 			own(signerSecrets.serving),
-			// What API servers trust, should both be lost: it is theirs to change, but nobody else reads it.
-			copy ??
-				[...targets.values()].find(
-					(one) =>
-						one?.kind === "ConfigMap" &&
-						one.metadata.annotations?.[FILLED_BY] === spec.name,
-				),
+			copy,
+			bundleOfAll(spec, targets),
 		),
 	};
 	const leaves: Observed["leaves"] = {
@@ -213,6 +208,26 @@ const filled = (
 				targets.get(targetKey(target))?.metadata.annotations?.[FILLED_BY] ===
 					spec.name),
 	);
+
+/**
+ * The serving CA bundle as all targets carry it, should both of ours be lost; undefined where they do not agree. A target
+ * is for others to change: whoever may write one must not have API servers of other namespaces trust a CA of his.
+ */
+function bundleOfAll(
+	spec: Spec,
+	targets: Observation["targets"],
+): string | undefined {
+	const carried = spec.targets
+		.filter((target) => target.kind === "ConfigMap")
+		.map((target) => targets.get(targetKey(target)))
+		.map((found) =>
+			found?.metadata.annotations?.[FILLED_BY] === spec.name
+				? found.data?.["serving-ca.crt"]
+				: undefined,
+		);
+	const [first] = carried;
+	return carried.every((one) => one === first) ? first : undefined;
+}
 
 /** Bundles are of our own writing: a certificate is in them as it stands. */
 const holds = (bundle: string, ca: CertificateFacts) => bundle.includes(ca.pem);

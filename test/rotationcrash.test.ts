@@ -409,6 +409,57 @@ describe("a controller whose own clock", () => {
 	);
 });
 
+test("where both of our bundles are lost, what all targets carry is believed, and not what somebody has put into one of them", async () => {
+	const [agreed, forged] = ["agreed", "forged"];
+	const first = await start();
+	const where = { name: "etcd-serving-ca" };
+	const second = (name: string) => `${target(name)}-2`;
+	for (const name of [agreed, forged]) {
+		await on.cluster.apply(...apiServerNamespace(second(name)));
+		await on.api.tenant(name, {
+			caCertConfigMap: [
+				{ ...where, namespace: target(name) },
+				{ ...where, namespace: second(name) },
+			],
+		});
+	}
+	await first.stop();
+	const former = await bundle(agreed, "serving");
+	const foreign = await bundle(agreed, "client");
+	await on.cluster.kubectl([
+		...["-n", target(forged), "patch", "configmap", where.name],
+		...merge({
+			data: {
+				"serving-ca.crt": (await bundle(forged, "serving")) + foreign,
+			},
+		}),
+	]);
+	for (const name of [agreed, forged])
+		await scene.own(
+			...["delete", `secret/${name}-serving-signer`],
+			`configmap/${name}-ca-cert`,
+		);
+	await start();
+	for (const name of [agreed, forged])
+		await until(async () => {
+			const { data } = (await signer(name, "serving")) ?? {};
+			const copy = await on.api.get("ConfigMap", `${name}-ca-cert`);
+			const text = copy?.data?.["serving-ca.crt"];
+			const targets = [target(name), second(name)].map((namespace) =>
+				on.api.get("ConfigMap", where.name, namespace),
+			);
+			return (
+				data?.["ca-bundle.crt"] !== undefined &&
+				(await Promise.all(targets)).every(
+					(one) => one.data["serving-ca.crt"] === text,
+				)
+			);
+		}, `the serving CA of ${name} is replaced, and in every bundle`);
+	expect(await bundle(agreed, "serving")).toContain(former);
+	expect(await bundle(forged, "serving")).not.toContain(foreign);
+	expect(certificates(await bundle(forged, "serving"))).toHaveLength(1);
+}, 60_000);
+
 test("what is asked for while no controller runs is done by the next one, once", async () => {
 	const name = "later";
 	const first = await start();

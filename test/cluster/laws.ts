@@ -47,6 +47,7 @@ export interface SeenRotation {
 const NAME = "sample-apiserver";
 const NAMESPACE = "kube-apiserver-storage";
 const TENANT = "k8s-sample-apiserver";
+const POD_LIST = `/api/v1/namespaces/${NAMESPACE}/pods?labelSelector=apiserver%3D${NAME}`;
 const HOST = `etcd-${NAME}.${NAMESPACE}.svc`;
 /** Between two looks. */
 const PAUSE_MS = 1_000;
@@ -108,7 +109,7 @@ class Laws {
 		const core = (namespace: string) => `/api/v1/namespaces/${namespace}`;
 		const [storage, pods, configMap, copy, secret, server] = await Promise.all([
 			this.#get(`/apis/etcd.xmudrii.com/v1alpha1/etcdstorages/${NAME}`),
-			this.#get(`${core(NAMESPACE)}/pods?labelSelector=apiserver%3D${NAME}`),
+			this.#get(POD_LIST),
 			this.#get(`${core(TENANT)}/configmaps/etcd-serving-ca`),
 			this.#get(`${core(NAMESPACE)}/configmaps/${NAME}-ca-cert`),
 			this.#get(`${core(TENANT)}/secrets/etcd-client-cert`),
@@ -165,9 +166,9 @@ class Laws {
 		const { name } = pod.metadata;
 		const refusal = await connect(client, HOST, pod.status.podIP);
 		if (refusal !== undefined) {
-			const path = `/api/v1/namespaces/${NAMESPACE}/pods/${name}`;
-			const now = await this.#get(path).catch(() => undefined);
 			// It has been told to go meanwhile, or the API server has ended.
+			const pods = await this.#get(POD_LIST);
+			const now = pods.items.find((one: Json) => one.metadata.name === name);
 			if (!now || !isReady(now)) return;
 			if (/^API server (\d+)/.test(client.who) && isGone(client.who)) return;
 			const shown = new X509Certificate(client.certificate);
