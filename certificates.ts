@@ -1,7 +1,7 @@
 /**
  * From Secrets to facts, and from a plan to certificates: the two ways between what lies in the cluster and the core.
  */
-import { type Domain, domains } from "./lifetimes.ts";
+import type { Domain } from "./lifetimes.ts";
 import {
 	type Data,
 	type Material,
@@ -20,30 +20,44 @@ import {
 import {
 	type Authority,
 	advance,
+	type Cross,
 	type Found,
+	isValid,
+	type Made,
 	type Signers,
 	type Step,
 } from "./signers.ts";
 
-/** Makes what the plan asks for and keeps the rest. */
+/** What a domain has after a visit. */
+export interface Issued {
+	signers: Material["signers"][Domain];
+	leaves: Material["leaves"];
+}
+
+/** Both domains' together. */
+export const materialOf = (
+	{ client, serving }: Record<Domain, Issued>,
+	coreCA: string,
+): Material => ({
+	signers: { client: client.signers, serving: serving.signers },
+	leaves: { ...client.leaves, ...serving.leaves },
+	coreCA,
+});
+
+/** Makes what the plan asks for in a domain, and keeps the rest. */
 export async function issue(
+	domain: Domain,
 	plan: Plan,
 	observed: Observed,
-	coreCA: string,
 	now: number,
-): Promise<Material> {
-	const signers = {} as Material["signers"];
-	const made = domains.map(async (domain) => {
-		const { step } = plan.rotations[domain];
-		const before = observed.signers[domain];
-		const after = advance(before, step, await makeSigner(step, before), now);
-		signers[domain] = { ...after, bundle: pki.bundle(after.trusted, now) };
-	});
-	await Promise.all(made);
-
+): Promise<Issued> {
+	const { step } = plan.rotations[domain];
+	const before = observed.signers[domain];
+	const after = advance(before, step, await make(step, before), now);
+	const { current, cross } = after;
 	const leaves: Material["leaves"] = {};
 	for (const [id, found] of Object.entries(observed.leaves)) {
-		const { current, cross } = signers[leafDomain(id)];
+		if (leafDomain(id) !== domain) continue;
 		const due = plan.leaves.find((one) => one.id === id);
 		// Nothing was issued for want of a signer: what is there stays as it is, and what is not there must wait.
 		if (!due && !("pair" in found)) continue;
@@ -69,27 +83,42 @@ export async function issue(
 			facts: leaf.facts,
 		};
 	}
-	return { signers, leaves, coreCA };
+	const signers = { ...after, bundle: pki.bundle(after.trusted) };
+	return { signers, leaves };
 }
 
-async function makeSigner(step: Step | undefined, present: Signers) {
+async function make(
+	step: Step | undefined,
+	present: Signers,
+): Promise<Made | undefined> {
+	if (step?.do === "certify") {
+		const subject = present[step.of];
+		if (!("pair" in subject)) throw new Error(`no ${step.of} signer`);
+		return { cross: await certify(subject.pair, step.cross, present) };
+	}
 	if (step?.do !== "make") return undefined;
 	const pair = await pki.issueCA(step);
-	const authority: Authority = {
-		pair,
-		facts: first(pair.certificate),
-		keyMatches: true,
-	};
+	const authority = { pair, facts: first(pair.certificate), keyMatches: true };
 	if (!step.cross) return { authority };
-	const by = present[step.cross.by];
-	if (!by || !("pair" in by) || !by.pair)
-		throw new Error(`no ${step.cross.by} signer to certify the next one`);
-	const cross = await pki.crossSign({
-		signer: by.pair,
-		subject: pair.certificate,
-		validity: step.cross.validity,
-	});
-	return { authority, cross: first(cross) };
+	return { authority, cross: await certify(pair, step.cross, present) };
+}
+
+async function certify(
+	subject: pki.KeyPair,
+	{ by, validity }: Cross,
+	present: Signers,
+): Promise<CertificateFacts> {
+	const signer = present[by];
+	if (!signer || !("pair" in signer) || !signer.pair)
+		throw new Error(`no ${by} signer to certify another one`);
+	const { certificate } = subject;
+	return first(
+		await pki.crossSign({
+			signer: signer.pair,
+			subject: certificate,
+			validity,
+		}),
+	);
 }
 
 function first(pem: string): CertificateFacts {
@@ -133,13 +162,14 @@ function readBundle(pem: string | undefined): CertificateFacts[] | undefined {
 /**
  * @param secret the domain's signer Secret, if it is there
  * @param copy our ConfigMap with a copy of the domain's bundle: what is trusted, where the Secret does not tell
- * @param carried the bundle that verifiers have, where neither does
+ * @param carried CAs that verifiers are known to trust, where neither does
  */
 export function observeSigners(
 	domain: Domain,
 	secret: Data | undefined,
 	copy: Data | undefined,
-	carried?: string,
+	now: number,
+	carried: CertificateFacts[] = [],
 ): Signers {
 	const text = (key: string) => secret && secretText(secret, key);
 	const one = (key: string) => readBundle(text(key))?.[0];
@@ -148,9 +178,9 @@ export function observeSigners(
 	const cross = one("cross.crt");
 	const nextCross = one("next-cross.crt");
 	const bundle =
-		[text("ca-bundle.crt"), copy?.data?.[`${domain}-ca.crt`], carried]
+		[text("ca-bundle.crt"), copy?.data?.[`${domain}-ca.crt`]]
 			.map((pem) => readBundle(pem))
-			.find((found) => found !== undefined) ?? [];
+			.find((found) => found !== undefined) ?? carried;
 	const isKnown = (facts: CertificateFacts) =>
 		[current, next].some(
 			(found) =>
@@ -189,10 +219,36 @@ export function observeSigners(
 	for (const { facts } of trusted)
 		if (
 			facts.isCA &&
+			isValid(facts, now) &&
 			!signers.trusted.some((one) => one.fingerprint === facts.fingerprint)
 		)
 			signers.trusted.push(facts);
 	return signers;
+}
+
+/**
+ * Of the CAs that others carry in our name, those whose key has signed a certificate that we hand out: nobody else can
+ * have made them. A CA that somebody has put there is not among them.
+ * @param secret of a leaf, with what is handed out behind it
+ * @param bundles PEM, as they lie where others may write
+ */
+export async function provenCAs(
+	secret: Data | undefined,
+	bundles: string[],
+): Promise<CertificateFacts[]> {
+	const chain = readBundle(secret && secretText(secret, "tls.crt"));
+	if (!chain) return [];
+	const carried = bundles.flatMap((pem) => readBundle(pem) ?? []);
+	const proven: CertificateFacts[] = [];
+	for (const ca of new Map(carried.map((one) => [one.pem, one])).values()) {
+		const signed = (one: CertificateFacts) =>
+			one.issuer === ca.subject && pki.verifies(one.pem, ca.pem);
+		// Its name and public key are known to all: with another's signature it is not what our key has made.
+		const verdicts = await Promise.all([signed(ca), ...chain.map(signed)]);
+		const [itself, ...others] = verdicts;
+		if (itself && others.includes(true)) proven.push(ca);
+	}
+	return proven;
 }
 
 export async function observeLeaf(

@@ -4,6 +4,7 @@
  * former CA expires. Who has been is told by workloads and pods, never remembered.
  */
 
+import { hasField } from "./drift.ts";
 import type { Consumer } from "./etcdstorage.ts";
 import { ApiError, type Kube, kinds } from "./kube.ts";
 import {
@@ -28,8 +29,6 @@ export const SERVING_CA = "etcd.xmudrii.com/serving-ca";
 const RESTARTED_AT = "kubectl.kubernetes.io/restartedAt";
 const SERVICE_ACCOUNT = "etcdproxy-controller-sa";
 
-/** Kubernetes' times are whole seconds: of two in the same second it is not known which was first. */
-const SECOND = 1000;
 const MOST_PODS = 3;
 
 /** A ConfigMap with the bundle, and since when it carries it as it is now (milliseconds since the epoch, the API server's clock). */
@@ -37,6 +36,19 @@ export interface Published {
 	namespace: string;
 	name: string;
 	writtenAt: number;
+}
+
+/** The bundles that no named consumer reads: one reads those of its own namespace or, where none is there, any. */
+export function unnamed<T extends { namespace: string }>(
+	bundles: T[],
+	consumers: Consumer[],
+): T[] {
+	const own = ({ namespace }: Consumer) =>
+		bundles.filter((bundle) => bundle.namespace === namespace);
+	const read = consumers.flatMap((one) =>
+		own(one).length > 0 ? own(one) : bundles,
+	);
+	return bundles.filter((bundle) => !read.includes(bundle));
 }
 
 /** What was read of a consumer; an error where the API server did not let us, or could not. */
@@ -48,7 +60,7 @@ export interface ConsumerFacts {
 	pods?: Pod[] | ApiError;
 }
 
-/** The pods around a ConfigMap, looked at where no consumer is named. */
+/** The pods around a ConfigMap, looked at where no consumer is named that reads it. */
 export interface NamespaceFacts {
 	published: Published;
 	/** All of its namespace. */
@@ -57,6 +69,10 @@ export interface NamespaceFacts {
 
 export interface Question {
 	consumers: Consumer[];
+	/** Those for whom it is too early to be asked. */
+	early: Consumer[];
+	/** Those that we have restarted for this CA: should they have to be again, somebody has taken that back. */
+	restarted: Consumer[];
 	/**
 	 * All ConfigMaps that consumers may read the bundle from. While one of them does not carry the new CA, it is too early
 	 * to restart who reads it: the annotation of the restart counts from then on.
@@ -87,12 +103,12 @@ export async function readersBehind(
 ): Promise<Readers> {
 	const { consumers, published } = question;
 	if (published.length === 0) return { waits: [] };
-	if (consumers.length > 0)
-		return judge(
-			await Promise.all(consumers.map((one) => observe(kube, one, question))),
-			question,
-		);
-	const namespaces = [...new Set(published.map((one) => one.namespace))];
+	const { waits, ...due } = judge(
+		await Promise.all(consumers.map((one) => observe(kube, one, question))),
+		question,
+	);
+	const others = unnamed(published, [...consumers, ...question.early]);
+	const namespaces = [...new Set(others.map((one) => one.namespace))];
 	const pods = new Map(
 		await Promise.all(
 			namespaces.map(
@@ -101,15 +117,14 @@ export async function readersBehind(
 			),
 		),
 	);
-	return {
-		waits: published.flatMap(
-			(one) =>
-				judgeUnnamed({
-					published: one,
-					pods: pods.get(one.namespace) ?? [],
-				}) ?? [],
-		),
-	};
+	const unread = others.flatMap(
+		(one) =>
+			judgeUnnamed({
+				published: one,
+				pods: pods.get(one.namespace) ?? [],
+			}) ?? [],
+	);
+	return { ...due, waits: [...waits, ...unread] };
 }
 
 /**
@@ -253,7 +268,9 @@ function stateOf(
 	// Its pods may be newer already.
 	if (pods instanceof ApiError && pods.code !== 403)
 		return { ...state, wait: unreadable(consumer, pods) };
-	return { ...state, due: true };
+	return question.restarted.includes(consumer)
+		? { ...state, wait: undone(consumer) }
+		: { ...state, due: true };
 }
 
 /** Whether the workload alone shows that its pods have read the bundle. */
@@ -279,20 +296,17 @@ function isRestarted(
 	if (annotations?.[SERVING_CA] === question.generation) return true;
 	// That time is of a person's clock, which may be ahead; the API server has noted by its own when it was told.
 	const noted = (metadata.managedFields ?? [])
-		.filter(({ fieldsV1 }) => hasRestartedAt(fieldsV1))
+		.filter(({ fieldsV1 }) =>
+			hasField(
+				fieldsV1,
+				...["spec", "template", "metadata", "annotations", RESTARTED_AT],
+			),
+		)
 		.map(({ time = "" }) => Date.parse(time))
 		.filter((time) => !Number.isNaN(time));
 	const at = Math.min(Date.parse(annotations?.[RESTARTED_AT] ?? ""), ...noted);
-	return at >= writtenAt(consumer, question) + SECOND;
+	return at >= readableFrom(consumer, question);
 }
-
-/** https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/object-meta/ (fieldsV1) */
-const hasRestartedAt = (fields: object | undefined) =>
-	["spec", "template", "metadata", "annotations", RESTARTED_AT].reduce<unknown>(
-		(within, key) =>
-			(within as Record<string, unknown> | undefined)?.[`f:${key}`],
-		fields,
-	) !== undefined;
 
 /** When the bundle was written that the consumer reads: in its namespace or, if none is there, anywhere. */
 function writtenAt({ namespace }: Consumer, { published }: Question): number {
@@ -336,7 +350,7 @@ export function judgeUnnamed({
 	};
 }
 
-const describe = ({ kind, namespace, name }: Consumer) =>
+export const describe = ({ kind, namespace, name }: Consumer) =>
 	`${kind} ${namespace}/${name}`;
 
 function wait(
@@ -386,6 +400,17 @@ function forbidden(
 		consumer,
 		"ConsumerForbidden",
 		`may not be read and restarted by etcdproxy-controller; let it get and patch it: ${kubectl} role ${role} --verb=get,patch --resource=${kinds[kind].plural}.apps --resource-name=${name} && ${kubectl} rolebinding ${role} --role=${role} --serviceaccount=${controllerNamespace}:${SERVICE_ACCOUNT}. (${error.message})`,
+		true,
+	);
+}
+
+/** Another restart would be taken back as well. */
+function undone(consumer: Consumer): Wait {
+	const { kind, namespace, name } = consumer;
+	return wait(
+		consumer,
+		"ConsumerStuck",
+		`was restarted for the new CA, and somebody has taken the annotation ${SERVING_CA} from its pod template again, such as a GitOps tool, which should leave it alone; restart it: kubectl -n ${namespace} rollout restart ${kind.toLowerCase()}/${name}`,
 		true,
 	);
 }

@@ -26,6 +26,16 @@ export const hasLeftovers = (desired: Data, live: Data): boolean =>
 	desired.data !== undefined &&
 	Object.keys(live.data ?? {}).some((key) => !(key in (desired.data ?? {})));
 
+/** Whether a managedFields entry is about a field: https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/object-meta/ (fieldsV1) */
+export const hasField = (
+	fieldsV1: object | undefined,
+	...path: string[]
+): boolean =>
+	path.reduce<Fields | undefined>(
+		(within, key) => within?.[`f:${key}`],
+		fieldsV1 as Fields | undefined,
+	) !== undefined;
+
 type Fields = { [field: string]: Fields };
 
 /**

@@ -5,7 +5,7 @@ import { type Data, FIELD_MANAGER } from "./manifests.ts";
 
 /** A request that would have changed something. */
 export interface Write {
-	verb: "create" | "apply" | "patch" | "delete";
+	verb: "create" | "apply" | "patch";
 	/** `Secret api/etcd-client-cert` */
 	object: string;
 }
@@ -45,10 +45,6 @@ export class DryKube extends Kube {
 
 	override patch<T extends KubeObject>(ref: Ref): Promise<T> {
 		return this.#write("patch", ref, { ...ref, metadata: ref } as object as T);
-	}
-
-	override delete(ref: Ref): Promise<void> {
-		return this.#write("delete", ref, undefined);
 	}
 
 	async #write<T>(verb: Write["verb"], ref: Ref, answer: T): Promise<T> {

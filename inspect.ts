@@ -208,7 +208,7 @@ async function each<T>(
 				environment: environmentOf(cluster, storage.metadata.name),
 				kube,
 				targets: new TargetReader(kube),
-				restarts: new Map(),
+				restarts: new Set<string>(),
 				event: () => Promise.resolve(),
 			};
 			const status = readStatus(storage);

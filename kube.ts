@@ -109,17 +109,6 @@ export class Kube {
 		});
 	}
 
-	/** What is gone already is no error. */
-	async delete(
-		ref: Ref,
-		preconditions?: { uid?: string; resourceVersion?: string },
-	): Promise<void> {
-		const body = { apiVersion: "v1", kind: "DeleteOptions", preconditions };
-		await this.#transport
-			.request({ verb: "delete", target: ref, body })
-			.catch(unlessGone);
-	}
-
 	/**
 	 * Lists, then watches, until the signal is aborted. Every failure is told and
 	 * tried again with backoff; rejects only with what a callback throws.

@@ -196,6 +196,13 @@ export function bundles(
 		const shown = newest(signers);
 		return shown ? describe(shown.facts) : {};
 	};
+	// Of a domain whose signer could not be written from the first there is none.
+	const data = {
+		...(client.bundle && { "client-ca.crt": client.bundle }),
+		// A copy, should the signer's Secret be lost.
+		...(serving.bundle && { "serving-ca.crt": serving.bundle }),
+	};
+	if (Object.keys(data).length === 0) return [];
 	return [
 		{
 			...owned(
@@ -210,14 +217,10 @@ export function bundles(
 					...answers("serving", serving.answered),
 				},
 			),
-			data: {
-				"client-ca.crt": client.bundle,
-				// A copy, should the signer's Secret be lost.
-				"serving-ca.crt": serving.bundle,
-			},
+			data,
 		},
 		...targets
-			.filter((target) => target.kind === "ConfigMap")
+			.filter((target) => target.kind === "ConfigMap" && serving.bundle)
 			.map((target) =>
 				targetObject(storage, target, described(serving), {
 					"serving-ca.crt": serving.bundle,

@@ -239,7 +239,9 @@ export class Metrics {
 	count({ issued, problems }: Outcome): void {
 		for (const { id, reason } of issued)
 			this.issued.inc({
-				certificate: id.replace(/^.*-signer$/, "signer").replace(/\/.*$/s, ""),
+				certificate: id
+					.replace(/^(client|serving)-signer$/, "signer")
+					.replace(/\/.*$/s, ""),
 				// What follows is about this one certificate.
 				reason: reason.replace(/:.*$/s, ""),
 			});

@@ -1,7 +1,17 @@
 /** What is there: all that a visit to one EtcdStorage decides from. It reads and writes nothing. */
 import type { Cache } from "./cache.ts";
-import { observeCore, observeLeaf, observeSigners } from "./certificates.ts";
-import { type Readers, readersBehind } from "./consumers.ts";
+import {
+	observeCore,
+	observeLeaf,
+	observeSigners,
+	provenCAs,
+} from "./certificates.ts";
+import {
+	describe as describeConsumer,
+	type Readers,
+	readersBehind,
+} from "./consumers.ts";
+import { hasField } from "./drift.ts";
 import {
 	type Consumer,
 	type EtcdStorage,
@@ -51,8 +61,8 @@ export interface Context {
 	targets: TargetReader;
 	now(): number;
 	event(storage: EtcdStorage, note: EventNote): Promise<void>;
-	/** When consumers were last restarted, by consumer and CA: who takes our annotation away is not answered with restarts without end. */
-	restarts: Map<string, number>;
+	/** By `restartKey`: who takes our annotation away is not answered with restarts without end. */
+	restarts: Set<string>;
 }
 
 /** Everything about one EtcdStorage at one moment: what other visits read or write meanwhile decides nothing in this one. */
@@ -105,20 +115,19 @@ export async function observe(
 		serving: secret(names.signer(spec.name, "serving")),
 	};
 	const copy = own(owned.ConfigMap.get(names.clientCA(spec.name)));
+	const server = own(secret(names.serverCert(spec.name)));
 	const signers = {
-		client: observeSigners("client", own(signerSecrets.client), copy),
+		client: observeSigners("client", own(signerSecrets.client), copy, now()),
 		serving: observeSigners(
 			"serving",
 			own(signerSecrets.serving),
 			copy,
-			bundleOfAll(spec, targets),
+			now(),
+			copy ? [] : await provenCAs(server, bundlesOf(targets)),
 		),
 	};
 	const leaves: Observed["leaves"] = {
-		server: await observeLeaf(
-			own(secret(names.serverCert(spec.name))),
-			signers.serving,
-		),
+		server: await observeLeaf(server, signers.serving),
 	};
 	for (const target of fillable)
 		if (target.kind === "Secret")
@@ -209,25 +218,13 @@ const filled = (
 					spec.name),
 	);
 
-/**
- * The serving CA bundle as all targets carry it, should both of ours be lost; undefined where they do not agree. A target
- * is for others to change: whoever may write one must not have API servers of other namespaces trust a CA of his.
- */
-function bundleOfAll(
-	spec: Spec,
-	targets: Observation["targets"],
-): string | undefined {
-	const carried = spec.targets
-		.filter((target) => target.kind === "ConfigMap")
-		.map((target) => targets.get(targetKey(target)))
-		.map((found) =>
-			found?.metadata.annotations?.[FILLED_BY] === spec.name
-				? found.data?.["serving-ca.crt"]
-				: undefined,
-		);
-	const [first] = carried;
-	return carried.every((one) => one === first) ? first : undefined;
-}
+/** The serving CA bundles of targets, which are for others to change. */
+const bundlesOf = (targets: Observation["targets"]) =>
+	[...targets.values()].flatMap((one) => one?.data?.["serving-ca.crt"] ?? []);
+
+/** Of a consumer that was restarted for a CA. */
+export const restartKey = (consumer: Consumer, ca: CertificateFacts) =>
+	`${describeConsumer(consumer)} ${generationOf(ca)}`;
 
 /** Bundles are of our own writing: a certificate is in them as it stands. */
 const holds = (bundle: string, ca: CertificateFacts) => bundle.includes(ca.pem);
@@ -245,6 +242,16 @@ const pending = (who: string, reason: string, what: string): Wait => ({
 const bundleNotWritten = (who: string, ca: CertificateFacts) =>
 	pending(who, "BundleNotWritten", `does not carry the CA ${generationOf(ca)}`);
 
+const certificateNotWritten = (who: string) =>
+	pending(
+		who,
+		"CertificateNotWritten",
+		"does not hold a certificate of the current CA",
+	);
+
+const isOfFormer = (leaf: Observed["leaves"][string] | undefined) =>
+	leaf !== undefined && "facts" in leaf && !leaf.signedBySigner;
+
 /** Clients are verified by the proxies. */
 async function clientReach(
 	signers: Signers,
@@ -257,21 +264,16 @@ async function clientReach(
 	const written = ca && holds(bundle, ca);
 	const configMap = `ConfigMap ${namespace}/${names.clientCA(spec.name)}`;
 	const asked = written && spreading(signers, now());
+	const secrets = filled(surroundings, "Secret");
 	return {
+		handedOut: secrets.length > 0,
 		unwritten: ca && !written ? [bundleNotWritten(configMap, ca)] : [],
-		undelivered: filled(surroundings, "Secret")
-			.filter((target) => {
-				if (!isIn(fillable, target)) return true;
-				const leaf = leaves[leafId(target)];
-				return leaf && "facts" in leaf && !leaf.signedBySigner;
-			})
-			.map((target) =>
-				pending(
-					describe(target),
-					"CertificateNotWritten",
-					"does not hold a certificate of the current CA",
-				),
-			),
+		undelivered: secrets
+			.filter(
+				(target) =>
+					!isIn(fillable, target) || isOfFormer(leaves[leafId(target)]),
+			)
+			.map((target) => certificateNotWritten(describe(target))),
 		unread: asked
 			? await proxiesBehind(kube, {
 					namespace,
@@ -298,30 +300,40 @@ async function servingReach(
 	signers: Signers,
 	surroundings: Surroundings,
 ): Promise<Reach & Pick<Readers, "restart">> {
-	const { spec, context, targets, fillable } = surroundings;
+	const { spec, context, targets, fillable, leaves } = surroundings;
 	const { kube, environment, now } = context;
+	const { namespace } = environment;
+	const bundles = filled(surroundings, "ConfigMap");
+	const server = `Secret ${namespace}/${names.serverCert(spec.name)}`;
+	const behind = {
+		handedOut: bundles.length > 0,
+		undelivered: isOfFormer(leaves.server)
+			? [certificateNotWritten(server)]
+			: [],
+	};
 	const ca = newest(signers)?.facts;
-	if (!ca) return { unwritten: [], undelivered: [], unread: [] };
+	if (!ca) return { ...behind, unwritten: [], unread: [] };
 	const text = (target: TargetStatus) =>
 		targets.get(targetKey(target))?.data?.["serving-ca.crt"] ?? "";
-	const bundles = filled(surroundings, "ConfigMap");
 	const carriesIt = (target: TargetStatus) =>
 		isIn(fillable, target) && holds(text(target), ca);
 	const unwritten = bundles
 		.filter((target) => !carriesIt(target))
 		.map((target) => bundleNotWritten(describe(target), ca));
-	const known = { unwritten, undelivered: [], unread: [] };
+	const known = { ...behind, unwritten, unread: [] };
 	if (!spreading(signers, now())) return known;
 	// Who restarts before the bundle is there has to restart again: it is waited for first.
 	const early = (consumer: Consumer) => {
 		const own = bundles.filter((one) => one.namespace === consumer.namespace);
 		return !(own.length > 0 ? own : bundles).every(carriesIt);
 	};
-	const consumers = spec.consumers.filter((one) => !early(one));
-	if (spec.consumers.length > 0 && consumers.length === 0) return known;
 	const { waits, restart } = await readersBehind(kube, {
-		namespace: environment.namespace,
-		consumers,
+		namespace,
+		consumers: spec.consumers.filter((one) => !early(one)),
+		early: spec.consumers.filter(early),
+		restarted: spec.consumers.filter((one) =>
+			context.restarts.has(restartKey(one, ca)),
+		),
 		published: bundles.filter(carriesIt).map((target) => ({
 			namespace: target.namespace,
 			name: target.name,
@@ -333,10 +345,18 @@ async function servingReach(
 	return { ...known, unread: waits, ...(restart && { restart }) };
 }
 
-/** When we last changed something in it, by the API server's account. */
+/**
+ * When the bundle was last written into a target, by the API server's account: by us or, where a backup was restored and
+ * has brought it as it had been, by somebody else.
+ */
 function writtenAt(object: Data | undefined): number | undefined {
-	const times = (object?.metadata.managedFields ?? [])
-		.filter((entry) => entry.manager === FIELD_MANAGER)
-		.map((entry) => Date.parse(entry.time ?? ""));
+	const { managedFields = [] } = object?.metadata ?? {};
+	const ours = managedFields.filter((one) => one.manager === FIELD_MANAGER);
+	const theirs = managedFields.filter(({ fieldsV1 }) =>
+		hasField(fieldsV1, "data", "serving-ca.crt"),
+	);
+	const times = (ours.length > 0 ? ours : theirs).map(({ time = "" }) =>
+		Date.parse(time),
+	);
 	return times.length > 0 ? Math.max(...times) : undefined;
 }

@@ -116,7 +116,7 @@ class Controller {
 			targets: new TargetReader(kube),
 			// Certificates are for others: what counts is not what time this machine thinks it is.
 			now: () => this.#clock.now(),
-			restarts: new Map(),
+			restarts: new Set(),
 			event: (storage, note) => this.#event(storage, note),
 		};
 	}

@@ -158,13 +158,34 @@ export function targetError(
 /** An object of ours that could not be written. */
 export const writeError = (
 	condition: Problem["condition"],
+	object: KubeObject,
 	error: ApiError,
 ): Problem => ({
 	condition,
+	object: ownObject(object),
 	reason: "FailedDeploying",
 	message: error.message,
 	userError: false,
 });
+
+/** An object of ours that somebody has frozen. To take a signer's place would lose its key, so that is for a person to do. */
+export function frozen(
+	condition: Problem["condition"],
+	object: KubeObject,
+): Problem {
+	const { kind, metadata } = object;
+	const what = ownObject(object);
+	return {
+		condition,
+		object: what,
+		reason: "ObjectImmutable",
+		message: `${what} is immutable and cannot be kept up to date; delete it, and it is made again: kubectl -n ${metadata.namespace} delete ${kind.toLowerCase()} ${metadata.name}`,
+		userError: true,
+	};
+}
+
+export const ownObject = ({ kind, metadata }: KubeObject) =>
+	`${kind} ${metadata.namespace}/${metadata.name}`;
 
 /** An object of somebody else in the place of one of ours. It is neither adopted nor deleted. */
 export function nameTaken(
@@ -180,12 +201,14 @@ export function nameTaken(
 	if (ownerOf(found) === storage.metadata.name)
 		return {
 			condition,
+			object: what,
 			reason: "PredecessorNotGone",
 			message: `${what} still belongs to a deleted EtcdStorage of the same name and goes with it`,
 			userError: false,
 		};
 	return {
 		condition,
+		object: what,
 		reason: "NameTaken",
 		message: `${what} is there but does not belong to EtcdStorage ${storage.metadata.name}; delete it if nobody needs it (kubectl -n ${namespace} delete ${kind.toLowerCase()} ${name}), or create the EtcdStorage under another name`,
 		userError: true,

@@ -15,6 +15,7 @@ import {
 } from "./lifetimes.ts";
 import type { CertificateFacts, KeyPair, Validity } from "./pki.ts";
 import {
+	held,
 	type LiveLeaf,
 	type Reach,
 	type Rotation,
@@ -59,12 +60,16 @@ export interface Plan {
 export const leafDomain = (id: string): Domain =>
 	id === "server" ? "serving" : "client";
 
-/** Which certificates are due, and why. Without steps and leaves, every certificate may stay. */
+/**
+ * Which certificates are due, and why. Without steps and leaves, every certificate may stay.
+ * @param stuck domains whose signers cannot be written: they stay as they are
+ */
 export function decide(
 	spec: Spec,
 	namespace: string,
 	observed: Observed,
 	now: number,
+	stuck: Domain[] = [],
 ): Plan {
 	const plan: Plan = {
 		rotations: {} as Plan["rotations"],
@@ -75,7 +80,7 @@ export function decide(
 		const found = Object.entries(observed.leaves).filter(
 			([id]) => leafDomain(id) === domain,
 		);
-		const rotation = rotate(
+		const due = rotate(
 			spec,
 			domain,
 			signers,
@@ -83,6 +88,7 @@ export function decide(
 			found.flatMap(([, leaf]) => liveLeaf(leaf, signers.trusted, now)),
 			now,
 		);
+		const rotation = stuck.includes(domain) ? held(due, signers, now) : due;
 		plan.rotations[domain] = rotation;
 		const signer = leafSigner(signers, rotation, now);
 		// Until the next signer is trusted, what is there must do.

@@ -78,7 +78,6 @@ const PAST: Record<Write["verb"], string> = {
 	create: "created",
 	apply: "configured",
 	patch: "patched",
-	delete: "deleted",
 };
 
 /**
@@ -99,7 +98,7 @@ export function planned(
 	);
 	const plan: Planned = {
 		...{ name: storage.metadata.name, person: false, steps: [], issued: [] },
-		// What is replaced is deleted and made again.
+		// To take fields over from somebody else takes two writes.
 		written: [...new Set(written)],
 		events,
 	};

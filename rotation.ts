@@ -18,8 +18,10 @@ import {
 import type { CertificateFacts, Validity } from "./pki.ts";
 import {
 	type Authority,
+	type Cross,
 	generationOf,
 	isValid,
+	newest,
 	type SignerProfile,
 	type Signers,
 	type Step,
@@ -62,6 +64,8 @@ export interface Reach {
 	undelivered: Wait[];
 	/** Who verifies, and is not known to have loaded the CA that `spreading` names. */
 	unread: Wait[];
+	/** Whether something of the domain has been handed out: then somebody trusts a CA, also when it is not known which. */
+	handedOut: boolean;
 }
 
 /** A domain's phase, and what is to be done in it now. */
@@ -125,22 +129,29 @@ export function rotate(
 	const make = (
 		as: "current" | "next",
 		reason: string,
-		distrust = false,
-	): Rotation => ({
-		domain,
-		phase: as === "next" ? "Publish" : distrust ? "Sign" : "Steady",
-		reason,
-		waits: [],
-		step: {
-			do: "make",
-			as,
-			distrust,
-			answered: requests,
-			commonName: `etcd ${domain} CA`,
-			organization: spec.name,
-			...certified(spec, signers, now),
-		},
-	});
+		more: Partial<Pick<SignerProfile, "distrust" | "lost">> = {},
+	): Rotation => {
+		const { distrust = false, lost = false } = more;
+		const validity = validityFor(spec.validity.signing, now);
+		const cross = certifier(signers, validity, now);
+		return {
+			domain,
+			phase: as === "next" ? "Publish" : distrust || lost ? "Sign" : "Steady",
+			reason,
+			waits: [],
+			step: {
+				do: "make",
+				as,
+				distrust,
+				lost,
+				answered: requests,
+				commonName: `etcd ${domain} CA`,
+				organization: spec.name,
+				validity,
+				...(cross && { cross }),
+			},
+		};
+	};
 
 	const known = signers.trusted.length > 0 || "facts" in current;
 	const { compromised } = requests;
@@ -149,21 +160,30 @@ export function rotate(
 		compromised !== undefined &&
 		compromised !== answered.compromised
 	)
-		return make("current", `compromised: ${compromised}`, true);
+		return make("current", `compromised: ${compromised}`, { distrust: true });
 
 	if (!("missing" in next)) {
 		const broken = unusable(next, now);
-		return broken === undefined && "facts" in next
-			? publish(domain, signers, next, reach, leaves, now)
-			: make("next", `next signer ${broken}`);
+		if (broken !== undefined || !("facts" in next))
+			return make("next", `next signer ${broken}`);
+		const published = publish(domain, signers, next, reach, leaves, now);
+		const cross = certifier(signers, next.facts, now);
+		return cross && !isValid(signers.nextCross, now)
+			? {
+					...published,
+					phase: "Publish",
+					step: { do: "certify", of: "next", cross },
+					reason: WITHOUT_CROSS,
+				}
+			: published;
 	}
 	const broken = unusable(current, now);
-	// Where nothing was there before, nobody has to be waited for.
-	if (broken !== undefined || !("facts" in current))
-		return make(
-			known || leaves.length > 0 ? "next" : "current",
-			broken ?? "not there",
-		);
+	if (broken !== undefined || !("facts" in current)) {
+		const reason = broken ?? "not there";
+		if (known) return make("next", reason);
+		// Where nothing was there before, nobody has to be waited for.
+		return make("current", reason, { lost: reach.handedOut });
+	}
 	const asked =
 		validityChanged(current.facts, spec.validity.signing) ??
 		(requests.rotate !== undefined && requests.rotate !== answered.rotate
@@ -178,9 +198,32 @@ export function rotate(
 	if (due !== undefined && !mustWait(current, signers.previous, now))
 		return make("next", due);
 	const settled = settle(spec, domain, signers, current, reach, leaves, now);
-	return asked !== undefined && crowded && !settled.step
-		? { ...settled, waits: [...settled.waits, tooMany(domain, asked)] }
-		: settled;
+	if (settled.step) return settled;
+	const cross = recertifier(signers, current, now);
+	if (cross)
+		return {
+			...settled,
+			step: { do: "certify", of: "current", cross },
+			reason: WITHOUT_CROSS,
+		};
+	if (asked === undefined) return settled;
+	const wait = crowded
+		? tooMany(domain, asked)
+		: putOff(domain, asked, current, settled);
+	return { ...settled, waits: [...settled.waits, wait] };
+}
+
+const WITHOUT_CROSS = "cross-certificate not there";
+
+/** Who can certify the current signer once more, where its certificate by the one that everybody trusts is lost. */
+function recertifier(
+	signers: Signers,
+	current: Authority,
+	now: number,
+): Cross | undefined {
+	if (!signers.previous || isValid(signers.cross, now)) return undefined;
+	const cross = certifier(signers, current.facts, now);
+	return cross?.by === "previous" ? cross : undefined;
 }
 
 const tooMany = (domain: Domain, due: string): Wait => ({
@@ -189,6 +232,49 @@ const tooMany = (domain: Domain, due: string): Wait => ({
 	message: `another ${domain} CA (${due}) is made only when one of the ${MOST_TRUSTED} that are trusted has expired; who asks for so many?`,
 	obstacle: true,
 });
+
+/** It waits no longer than for those who are waited for anyhow. */
+const putOff = (
+	domain: Domain,
+	due: string,
+	{ facts }: Authority,
+	{ waits }: Rotation,
+): Wait => ({
+	who: `${domain} CA`,
+	reason: "RotationPutOff",
+	message: `another ${domain} CA (${due}) is made when all who verify have loaded CA ${generationOf(facts)}, or its predecessor has expired`,
+	obstacle: waits.some((one) => one.obstacle),
+});
+
+/** A rotation whose step cannot be kept: it stays where it was. */
+export function held(
+	{ step, reason, ...rest }: Rotation,
+	signers: Signers,
+	now: number,
+): Rotation {
+	if (!step) return { ...rest, ...(reason !== undefined && { reason }) };
+	const ca = newest(signers)?.facts;
+	return {
+		...rest,
+		phase: phaseBefore(step, signers, rest.phase, now),
+		...(ca && { generation: generationOf(ca) }),
+	};
+}
+
+function phaseBefore(
+	step: Step,
+	{ current, next, previous, trusted }: Signers,
+	phase: Phase,
+	now: number,
+): Phase {
+	if (step.do === "certify") return phase;
+	if (!("missing" in next)) return "Publish";
+	if (previous) return "Spread";
+	const others = without(trusted, current);
+	return step.do === "retire" || others.some((one) => now <= one.notAfter)
+		? "Retire"
+		: "Steady";
+}
 
 /**
  * Whether the replacement after this one has to wait. As long as not everybody is known to trust the current signer, the
@@ -204,14 +290,13 @@ const mustWait = (
 	now < previous.facts.notAfter &&
 	previous.facts.notAfter <= partOfLife(facts, PUBLISH_UNTIL);
 
-/** The dates of a new signer, and who certifies it: the newest one that everybody is known to trust. */
-function certified(
-	spec: Spec,
+/** Who certifies a signer of these dates: the newest one that everybody is known to trust. */
+function certifier(
 	{ current, previous }: Signers,
+	validity: Validity,
 	now: number,
-): Pick<SignerProfile, "validity" | "cross"> {
-	const validity = validityFor(spec.validity.signing, now);
-	const able = (by: "current" | "previous", one: Signers["previous"]) => {
+): Cross | undefined {
+	const able = (by: Cross["by"], one: Signers["previous"]) => {
 		if (!one?.pair || !one.facts.isCA || now >= one.facts.notAfter)
 			return undefined;
 		const both = within(validity, one.facts);
@@ -222,8 +307,7 @@ function certified(
 		"facts" in current && current.keyMatches
 			? able("current", current)
 			: undefined;
-	const cross = able("previous", previous) ?? own;
-	return { validity, ...(cross && { cross }) };
+	return able("previous", previous) ?? own;
 }
 
 const within = (inner: Validity, outer: Validity): Validity => ({
@@ -255,7 +339,9 @@ function publish(
 					// Who has only one of the former is cut off with it, too.
 					Math.min(
 						lastMoment,
-						...without(trusted, next).map((one) => one.notAfter),
+						...without(trusted, next)
+							.map((one) => one.notAfter)
+							.filter((end) => now <= end),
 					),
 				];
 	const waits = [...reach.unwritten, ...(chained ? [] : reach.unread)];
@@ -299,8 +385,9 @@ function settle(
 	const { previous, trusted } = signers;
 	const known = { domain, generation: generationOf(current.facts) };
 	const others = without(trusted, current);
-	const firstEnd = Math.min(...others.map((one) => one.notAfter));
-	const left = others.some((one) => now <= one.notAfter);
+	const living = others.filter((one) => now <= one.notAfter);
+	const firstEnd = Math.min(...living.map((one) => one.notAfter));
+	const phase = living.length > 0 ? "Retire" : "Steady";
 	const unsigned = leaves.filter((leaf) => !leaf.signedBySigner);
 	if (previous && (unsigned.length > 0 || reach.undelivered.length > 0)) {
 		const ends = [current.facts, ...unsigned].map((one) => one.notAfter);
@@ -317,17 +404,17 @@ function settle(
 			...known,
 			...spread(signers, current, previous.facts, others, reach, now),
 		};
-	if (now > firstEnd)
+	if (living.length < others.length)
 		return {
 			...known,
-			phase: left ? "Retire" : "Steady",
+			phase,
 			step: { do: "retire" },
 			reason: "the former CA has expired",
 			waits: [],
 		};
 	return {
 		...known,
-		phase: left ? "Retire" : "Steady",
+		phase,
 		waits: [],
 		nextStepAt: Math.min(
 			firstEnd,
@@ -351,7 +438,8 @@ function spread(
 ): Omit<Rotation, "domain"> {
 	const waits = [...reach.unwritten, ...reach.unread];
 	const guesses = waits.every((one) => one.reason.endsWith("Unknown"));
-	const over = now >= previous.notAfter;
+	const lost = previous.fingerprint === facts.fingerprint;
+	const over = lost || now >= previous.notAfter;
 	const patience = Math.min(
 		issuedAt(facts) + UNKNOWN_PATIENCE,
 		partOfLife(facts, 1 / 4),
@@ -371,14 +459,15 @@ function spread(
 	);
 	const chained = isValid(cross, now) && cross?.issuer === previous.subject;
 	// Without the chain who is behind is cut off already, and a CA that must not be trusted does harm while it is.
-	const harmless = over || (!distrusted && chained);
+	const harmless = !lost && (over || (!distrusted && chained));
+	const end = lost ? issuedAt(facts) : previous.notAfter;
 	return {
 		phase: "Spread",
 		waits,
 		...(over || distrusted
-			? guesses && { nextStepAt: Math.max(previous.notAfter, patience) }
-			: { nextStepAt: previous.notAfter }),
-		...urgency(facts, harmless ? previous.notAfter : issuedAt(facts)),
+			? guesses && { nextStepAt: Math.max(end, patience) }
+			: { nextStepAt: end }),
+		...urgency(facts, harmless ? end : issuedAt(facts)),
 	};
 }
 

@@ -27,11 +27,11 @@ export interface Signers {
 	/** The current signer's, handed out behind its leaves. */
 	cross?: CertificateFacts;
 	/**
-	 * While it is not known that everybody trusts the current signer: the newest one of which it is known. Without the
-	 * key where that was lost or is not to be used any more.
+	 * While it is not known that everybody trusts the current signer: the newest one of which it is known, or the current
+	 * one itself where nobody knows that any more. Without the key where that was lost or is not to be used any more.
 	 */
 	previous?: { facts: CertificateFacts; pair?: KeyPair };
-	/** Every CA of the domain that is not retired: what goes into bundles. */
+	/** Every CA of the domain that is not retired: what goes into bundles. One that has expired stays while another spreads. */
 	trusted: CertificateFacts[];
 	/** The requests that this state already is the answer to. */
 	answered: Requests;
@@ -40,18 +40,27 @@ export interface Signers {
 /** A change of what the signer Secret holds. */
 export type Step =
 	| ({ do: "make"; as: "current" | "next" } & SignerProfile)
+	| { do: "certify"; of: "current" | "next"; cross: Cross }
 	| { do: "promote" }
 	| { do: "confirm" }
 	| { do: "retire" };
+
+/** Which of the present signers certifies another one, and for how long. */
+export interface Cross {
+	by: "current" | "previous";
+	validity: Validity;
+}
 
 export interface SignerProfile {
 	commonName: string;
 	organization: string;
 	validity: Validity;
-	/** Which of the present signers certifies the new one, and for how long; absent when none can. */
-	cross?: { by: "current" | "previous"; validity: Validity };
+	/** Absent when none can certify it. */
+	cross?: Cross;
 	/** Nothing that was trusted before is trusted any longer. */
 	distrust: boolean;
+	/** Somebody trusts another one, and nobody knows any more which. */
+	lost: boolean;
 	answered: Requests;
 }
 
@@ -90,27 +99,40 @@ export const signing = (
 export const isValid = (facts: CertificateFacts | undefined, now: number) =>
 	facts !== undefined && now < facts.notAfter;
 
+/** What a step makes: a new signer, a cross-certificate. */
+export interface Made {
+	authority?: Authority;
+	cross?: CertificateFacts;
+}
+
 /**
  * What the signer Secret is to hold after a step; without one, what it holds without what has expired.
- * @param made for the step `make`: the new signer, and its cross-certificate if the step asks for one
+ * @param made what the step asks for
  */
 export function advance(
 	signers: Signers,
 	step: Step | undefined,
-	made: { authority: Authority; cross?: CertificateFacts } | undefined,
+	made: Made | undefined,
 	now: number,
 ): Signers {
+	const { authority, cross } = made ?? {};
+	const isLiving = (one: CertificateFacts) => now <= one.notAfter;
 	const after = { ...signers };
 	switch (step?.do) {
 		case "make": {
-			if (!made) throw new Error("a step without what it makes");
-			const { authority, cross } = made;
-			const former = signing(signers, now) ?? newest(signers);
+			if (!authority) throw new Error("a step without what it makes");
+			const former =
+				(signing(signers, now) ?? newest(signers))?.facts ??
+				newestOther(signers) ??
+				(step.lost ? authority.facts : undefined);
 			after.answered = step.answered;
 			after.trusted = step.distrust
 				? [authority.facts]
 				: // A next signer that nobody has used is not missed.
-					[...without(signers.trusted, signers.next), authority.facts];
+					[
+						...without(signers.trusted, signers.next).filter(isLiving),
+						authority.facts,
+					];
 			if (step.as === "next") {
 				after.next = authority;
 				set(after, "nextCross", cross);
@@ -120,9 +142,12 @@ export function advance(
 			after.next = { missing: true };
 			set(after, "cross", cross);
 			set(after, "nextCross", undefined);
-			set(after, "previous", former && { facts: former.facts });
+			set(after, "previous", former && { facts: former });
 			break;
 		}
+		case "certify":
+			set(after, step.of === "next" ? "nextCross" : "cross", cross);
+			break;
 		case "promote": {
 			after.current = signers.next;
 			after.next = { missing: true };
@@ -135,27 +160,28 @@ export function advance(
 			set(after, "previous", undefined);
 			break;
 	}
-	after.trusted = after.trusted.filter((one) => now <= one.notAfter);
+	// Every other text of a bundle is one that nobody has loaded yet: who has loaded the newest CA would be waited for again.
+	if (!after.previous && "missing" in after.next)
+		after.trusted = after.trusted.filter(isLiving);
 	if (!isValid(after.cross, now)) set(after, "cross", undefined);
 	return after;
 }
 
 /** The newest signer that everybody trusts, now that the next one becomes current. */
-function anchor(
-	{ current, previous, next, trusted }: Signers,
-	now: number,
-): Signers["previous"] {
+function anchor(signers: Signers, now: number): Signers["previous"] {
+	const { current, previous } = signers;
 	if (previous && now < previous.facts.notAfter) return previous;
 	if ("facts" in current)
 		return {
 			facts: current.facts,
 			...(current.keyMatches && { pair: current.pair }),
 		};
-	const newestOther = without(trusted, next).sort(
-		(a, b) => b.notBefore - a.notBefore,
-	)[0];
-	return newestOther ? { facts: newestOther } : previous;
+	const facts = newestOther(signers);
+	return facts ? { facts } : previous;
 }
+
+const newestOther = ({ trusted, next }: Signers) =>
+	without(trusted, next).sort((a, b) => b.notBefore - a.notBefore)[0];
 
 /** The list without the one that was found. */
 export const without = (list: CertificateFacts[], found: Found<Authority>) =>

@@ -6,7 +6,6 @@ import { type Data, emptyTarget } from "./manifests.ts";
 export const targetKey = ({ kind, namespace, name }: TargetStatus) =>
 	`${kind} ${namespace}/${name}`;
 
-/** Targets live where nothing can be watched: they are read, and what was read is remembered for a while. */
 export class TargetReader {
 	readonly #kube: Kube;
 	readonly #known = new Map<

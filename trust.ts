@@ -213,7 +213,11 @@ export function knownToAll({
 	previous,
 	trusted,
 }: Signers): CertificateFacts[] {
-	if (previous) return [previous.facts];
+	if (previous)
+		return "facts" in current &&
+			current.facts.fingerprint === previous.facts.fingerprint
+			? []
+			: [previous.facts];
 	if ("facts" in current) return [current.facts];
 	return "facts" in next
 		? trusted.filter((one) => one.fingerprint !== next.facts.fingerprint)

@@ -4,12 +4,11 @@
  */
 
 import type { Cache } from "./cache.ts";
-import { issue } from "./certificates.ts";
-import { restart, restartError } from "./consumers.ts";
+import { type Issued, issue, materialOf } from "./certificates.ts";
+import { describe, restart, restartError } from "./consumers.ts";
 import { clean, FINALIZER, setFinalizers } from "./deletion.ts";
 import { hasLeftovers, isSubset, takeOver } from "./drift.ts";
 import {
-	type Consumer,
 	type EtcdStorage,
 	readSpec,
 	type Spec,
@@ -17,7 +16,13 @@ import {
 	type TargetStatus,
 } from "./etcdstorage.ts";
 import type { KubeObject } from "./kube.ts";
-import { domains, leafRenewalTime, signerRenewalTime } from "./lifetimes.ts";
+import {
+	type Domain,
+	domains,
+	leafRenewalTime,
+	outOfDates,
+	signerRenewalTime,
+} from "./lifetimes.ts";
 import {
 	bundles,
 	certificates,
@@ -35,8 +40,10 @@ import {
 	isAnswer,
 	type Observation,
 	observe,
+	restartKey,
 } from "./observe.ts";
 import {
+	frozen,
 	invalidSpec,
 	nameTaken,
 	signerPending,
@@ -49,9 +56,6 @@ import { generationOf, newest } from "./signers.ts";
 import type { Outcome, Problem } from "./status.ts";
 import { targetKey } from "./targets.ts";
 import { availability, workload } from "./workload.ts";
-
-/** How long a restart that did not last is not repeated. */
-const RESTART_PAUSE = 10 * 60_000;
 
 /**
  * Brings everything that the EtcdStorage asks for into being, as far as that is possible.
@@ -114,34 +118,58 @@ class Visit {
 		const { observed, fillable, coreCA, coreTrouble, problems } = this.#seen;
 		if (coreTrouble) this.#outcome.problems.push(coreTrouble);
 		this.#outcome.problems.push(...problems);
-		const plan = decide(this.#spec, environment.namespace, observed, now());
-		const material = await issue(plan, observed, coreCA, now());
+		const at = now();
+		const decided = (stuck: Domain[]) =>
+			decide(this.#spec, environment.namespace, observed, at, stuck);
+		const plan = decided([]);
+		const stuck: Domain[] = [];
+		const parts = {} as Record<Domain, Issued>;
+		const each = domains.map(async (domain) => {
+			const part = await issue(domain, plan, observed, at);
+			parts[domain] = part;
+			if (await this.#ensureSigner(domain, part)) return;
+			// A certificate whose signer is not kept must not get about. What its predecessor signs may.
+			stuck.push(domain);
+			parts[domain] = await issue(domain, decided([domain]), observed, at);
+		});
+		await Promise.all(each);
+		const material = materialOf(parts, coreCA);
+		const able = domains.filter((domain) => newest(material.signers[domain]));
 
-		// A certificate whose signer is not kept must not get about.
-		const kept = await this.#ensureSigners(material);
-		if (kept) {
-			this.#recordTargets(fillable);
-			const args = [this.#storage, environment, fillable, material] as const;
-			// Bundles before the certificates that need them, certificates before the pods that mount them.
-			const delivered =
-				(await this.#ensureAll("CertificatesReady", bundles(...args))) &&
-				(await this.#ensureAll("CertificatesReady", certificates(...args)));
-			const behind = await this.#restartConsumer(material);
-			this.#report(plan, material, behind);
-			// Pods that cannot work are not made; those that run are kept in repair.
-			const running = owned.Deployment.get(names.workload(this.#spec.name));
-			if (delivered && (!coreTrouble || running))
-				await this.#ensureAll(
-					"Deployed",
-					workload(
-						this.#storage,
-						environment,
-						this.#spec,
-						material,
-						coreTrouble && running,
-					),
-				);
-		}
+		this.#recordTargets(
+			fillable.filter(({ kind }) =>
+				able.includes(kind === "Secret" ? "client" : "serving"),
+			),
+		);
+		const args = [this.#storage, environment, fillable, material] as const;
+		// Bundles before the certificates that need them, certificates before the pods that mount them.
+		const delivered =
+			(await this.#ensureAll("CertificatesReady", bundles(...args))) &&
+			(await this.#ensureAll("CertificatesReady", certificates(...args)));
+		const behind = await this.#restartConsumer(material);
+		this.#report(
+			stuck.length > 0 ? decided(stuck) : plan,
+			stuck,
+			material,
+			behind,
+		);
+		// Pods that cannot work are not made; those that run are kept in repair.
+		const running = owned.Deployment.get(names.workload(this.#spec.name));
+		if (
+			delivered &&
+			able.length === domains.length &&
+			(!coreTrouble || running)
+		)
+			await this.#ensureAll(
+				"Deployed",
+				workload(
+					this.#storage,
+					environment,
+					this.#spec,
+					material,
+					coreTrouble && running,
+				),
+			);
 		this.#outcome.availability = availability(
 			owned.Deployment.get(names.workload(this.#spec.name)),
 		);
@@ -151,28 +179,20 @@ class Visit {
 	/**
 	 * Signers are written so that of two writers only one can win: created, never applied over, and changed only where
 	 * they still are what was observed. The loser's ApiError (409) ends its visit.
-	 * @returns whether both signers are in the cluster
+	 * @returns whether the domain's signers are in the cluster
 	 */
-	async #ensureSigners(material: Material): Promise<boolean> {
+	async #ensureSigner(domain: Domain, { signers }: Issued): Promise<boolean> {
 		const { environment, owned, kube } = this.#context;
-		const writes = domains.map(async (domain) => {
-			const desired = signerSecret(
-				this.#storage,
-				environment,
-				domain,
-				material.signers[domain],
-			);
-			const observed = this.#seen.signerSecrets[domain];
-			if (!observed)
-				return this.#attempt("CertificatesReady", async () => {
-					owned.Secret.wrote(await kube.create<Data>(desired));
-					this.#wrote(desired, "created");
-				});
-			const { resourceVersion } = observed.metadata;
-			if (resourceVersion) desired.metadata.resourceVersion = resourceVersion;
-			return this.#ensure("CertificatesReady", desired);
-		});
-		return (await Promise.all(writes)).every((ok) => ok);
+		const desired = signerSecret(this.#storage, environment, domain, signers);
+		const observed = this.#seen.signerSecrets[domain];
+		if (!observed)
+			return this.#attempt("CertificatesReady", desired, async () => {
+				owned.Secret.wrote(await kube.create<Data>(desired));
+				this.#wrote(desired, "created");
+			});
+		const { resourceVersion } = observed.metadata;
+		if (resourceVersion) desired.metadata.resourceVersion = resourceVersion;
+		return this.#ensure("CertificatesReady", desired);
 	}
 
 	/** @returns whether all of ours are in place; a target that is not is a problem of its own and stops nothing */
@@ -180,12 +200,16 @@ class Visit {
 		condition: Problem["condition"],
 		objects: KubeObject[],
 	): Promise<boolean> {
-		const results = objects.map((desired) =>
-			desired.metadata.namespace === this.#context.environment.namespace &&
-			desired.metadata.ownerReferences
-				? this.#ensure(condition, desired)
-				: this.#ensureTarget(desired),
-		);
+		const server = names.serverCert(this.#spec.name);
+		const results = objects.map(async (desired) => {
+			const { name, namespace, ownerReferences } = desired.metadata;
+			const ours = namespace === this.#context.environment.namespace;
+			if (!ours || !ownerReferences) return this.#ensureTarget(desired);
+			const ok = await this.#ensure(condition, desired);
+			if (!ok && desired.kind === "Secret" && name === server)
+				this.#undelivered.add("server");
+			return ok;
+		});
 		return (await Promise.all(results)).every((ok) => ok);
 	}
 
@@ -210,7 +234,11 @@ class Visit {
 		const managedFields =
 			live && takeOver(live.metadata.managedFields, !inPlace);
 		if (inPlace && !managedFields) return true;
-		return this.#attempt(condition, async () => {
+		if (live && (live as Data).immutable) {
+			this.#outcome.problems.push(frozen(condition, desired));
+			return false;
+		}
+		return this.#attempt(condition, desired, async () => {
 			if (live && managedFields) {
 				const resourceVersion =
 					desired.metadata.resourceVersion ?? live.metadata.resourceVersion;
@@ -239,12 +267,6 @@ class Visit {
 				if (desired.metadata.resourceVersion && metadata.resourceVersion)
 					desired.metadata.resourceVersion = metadata.resourceVersion;
 			}
-			// The flag cannot be taken back; the object can be replaced, for its content is known.
-			if (live && (live as Data).immutable)
-				await kube.delete(
-					{ ...live, name, namespace },
-					{ uid: live.metadata.uid ?? "" },
-				);
 			cache.wrote(await kube.apply(desired));
 			this.#wrote(desired, live ? "configured" : "created");
 		});
@@ -253,6 +275,7 @@ class Visit {
 	/** What the API server refuses is a problem, and tried again. @returns whether it was written */
 	async #attempt(
 		condition: Problem["condition"],
+		object: KubeObject,
 		write: () => Promise<void>,
 	): Promise<boolean> {
 		try {
@@ -260,7 +283,7 @@ class Visit {
 			return true;
 		} catch (error) {
 			if (!isAnswer(error)) throw error;
-			this.#outcome.problems.push(writeError(condition, error));
+			this.#outcome.problems.push(writeError(condition, object, error));
 			return false;
 		}
 	}
@@ -299,7 +322,7 @@ class Visit {
 
 	/** @returns what keeps a consumer from being restarted */
 	async #restartConsumer(material: Material): Promise<Wait | undefined> {
-		const { kube, environment, restarts, now } = this.#context;
+		const { kube, environment, restarts } = this.#context;
 		const consumer = this.#seen.restart;
 		const [asked, ca] = [
 			newest(this.#seen.observed.signers.serving)?.facts,
@@ -308,13 +331,10 @@ class Visit {
 		// One that this visit has made: no kubelet may have it yet, and nobody was asked about it.
 		if (!consumer || !ca || ca.fingerprint !== asked?.fingerprint)
 			return undefined;
-		const generation = generationOf(ca);
-		const key = `${keyOf(consumer)} ${generation}`;
-		if (now() - (restarts.get(key) ?? 0) < RESTART_PAUSE) return undefined;
 		try {
-			await restart(kube, consumer, generation);
-			restarts.set(key, now());
-			this.#outcome.written.push(`${keyOf(consumer)} restarted`);
+			await restart(kube, consumer, generationOf(ca));
+			restarts.add(restartKey(consumer, ca));
+			this.#outcome.written.push(`${describe(consumer)} restarted`);
 			return undefined;
 		} catch (error) {
 			if (!isAnswer(error)) throw error;
@@ -323,8 +343,14 @@ class Visit {
 	}
 
 	/** What is in the cluster now: a certificate that could not be delivered is none, and its predecessor counts on. */
-	#report(plan: Plan, material: Material, behind: Wait | undefined): void {
+	#report(
+		plan: Plan,
+		stuck: Domain[],
+		material: Material,
+		behind: Wait | undefined,
+	): void {
 		const { issued, certificates: list, rotations, problems } = this.#outcome;
+		const { environment, now } = this.#context;
 		const { name } = this.#spec;
 		this.#outcome.bundleHash = hash(material.signers.serving.bundle);
 		for (const domain of domains) {
@@ -335,10 +361,15 @@ class Visit {
 			if (step) this.#outcome.stepped = true;
 			const ca = newest(signers)?.facts;
 			const generation = ca && generationOf(ca);
+			const secret = `Secret ${environment.namespace}/${names.signer(name, domain)}`;
+			const waits = [
+				...rotation.waits,
+				...(ca && stuck.includes(domain) ? [signerNotWritten(secret)] : []),
+			];
 			rotations.push({
 				...rotation,
 				...(generation && { generation }),
-				waits: rotation.waits.map((wait) => this.#inDetail(wait, behind)),
+				waits: waits.map((wait) => this.#inDetail(wait, behind)),
 			});
 			const facts = "facts" in signers.current ? signers.current.facts : ca;
 			if (!facts) continue;
@@ -358,8 +389,12 @@ class Visit {
 			list.push({ id, domain, facts, renewalTime });
 		}
 		// Where nothing can be issued for want of a signer, there may be certificates to wait for that are not there.
-		for (const id of Object.keys(this.#seen.observed.leaves))
-			if (!material.leaves[id]) problems.push(signerPending(id));
+		for (const [id, leaf] of Object.entries(this.#seen.observed.leaves)) {
+			const usable = "facts" in leaf && leaf.keyMatches;
+			const due = plan.leaves.some((one) => one.id === id);
+			if (!due && (!usable || outOfDates(leaf.facts, now()) !== undefined))
+				problems.push(signerPending(id));
+		}
 	}
 
 	/** A wait for an object of which this visit knows more. */
@@ -405,8 +440,12 @@ class Visit {
 	}
 }
 
-const keyOf = ({ kind, namespace, name }: Consumer) =>
-	`${kind} ${namespace}/${name}`;
+const signerNotWritten = (who: string): Wait => ({
+	who,
+	reason: "SignerNotWritten",
+	message: `${who} cannot be written`,
+	obstacle: false,
+});
 
 function withoutVersion(object: KubeObject): KubeObject {
 	const { resourceVersion: _, ...metadata } = object.metadata;

@@ -116,15 +116,13 @@ function signatureKey(certificate: string, issuer: string): string {
 	return `${subject}|${signer}`;
 }
 
-/**
- * One PEM text of the certificates that are not expired at `now`, each once,
- * the oldest first: the same text for the same set in any order, "" for none.
- */
-export function bundle(certificates: CertificateFacts[], now: number): string {
+/** One PEM text of the certificates, each once, the oldest first: the same text for the same set in any order, "" for none. */
+export function bundle(certificates: CertificateFacts[]): string {
 	const order = (a: CertificateFacts, b: CertificateFacts) =>
 		a.notBefore - b.notBefore || (a.fingerprint < b.fingerprint ? -1 : 1);
-	const valid = certificates.filter(({ notAfter }) => now <= notAfter);
-	const unique = new Map(valid.map((facts) => [facts.fingerprint, facts]));
+	const unique = new Map(
+		certificates.map((facts) => [facts.fingerprint, facts]),
+	);
 	const sorted = [...unique.values()].sort(order);
 	return sorted.map(({ pem }) => pem).join("");
 }

@@ -1,6 +1,6 @@
 /** What the signers' Secrets tell, whole and damaged: with real certificates. */
 import { beforeAll, describe, expect, test } from "bun:test";
-import { observeLeaf, observeSigners } from "../certificates.ts";
+import { observeLeaf, observeSigners, provenCAs } from "../certificates.ts";
 import { readSpec } from "../etcdstorage.ts";
 import type { Data } from "../manifests.ts";
 import { type Material, secretText, signerSecret } from "../manifests.ts";
@@ -79,7 +79,8 @@ beforeAll(async () => {
 		distrust: advance(
 			steady,
 			{
-				...{ do: "make", as: "current", distrust: true, validity },
+				...{ do: "make", as: "current", validity },
+				...{ distrust: true, lost: false },
 				...{ commonName: "", organization: "" },
 				answered: { compromised: "laptop" },
 			},
@@ -100,7 +101,7 @@ const environment = {
 };
 function secretOf(signers: Signers): Data {
 	if ("invalid" in readSpec(storage)) throw new Error("invalid");
-	const bundle = pki.bundle(signers.trusted, NOW);
+	const bundle = pki.bundle(signers.trusted);
 	const material: Material["signers"]["serving"] = { ...signers, bundle };
 	return signerSecret(storage, environment, "serving", material);
 }
@@ -128,7 +129,7 @@ test.each([
 	"the Secret of a signer in %s tells all that was written into it",
 	(phase) => {
 		expect(
-			observeSigners("serving", secretOf(phases[phase]), undefined),
+			observeSigners("serving", secretOf(phases[phase]), undefined, NOW),
 		).toEqual(phases[phase]);
 	},
 );
@@ -287,6 +288,7 @@ describe("of a signer's Secret", () => {
 				"serving",
 				damaged(secret, edits(secret)),
 				undefined,
+				NOW,
 			);
 			expect([found(seen.current), found(seen.next)]).toEqual([current, next]);
 			expect(generations(seen.trusted)).toEqual(trusted as never);
@@ -299,7 +301,12 @@ describe("of a signer's Secret", () => {
 			"tls.key": secretText(secret, "next.key"),
 			"next.key": secretText(secret, "tls.key"),
 		});
-		const { current, next } = observeSigners("serving", swapped, undefined);
+		const { current, next } = observeSigners(
+			"serving",
+			swapped,
+			undefined,
+			NOW,
+		);
 		expect([found(current), found(next)]).toEqual(["other key", "other key"]);
 	});
 
@@ -309,6 +316,7 @@ describe("of a signer's Secret", () => {
 			"serving",
 			damaged(secret, cut("cross.crt", "next-cross.crt")(secret)),
 			undefined,
+			NOW,
 		);
 		expect(seen).not.toHaveProperty("cross");
 		expect(seen).not.toHaveProperty("nextCross");
@@ -333,6 +341,7 @@ describe("of a signer's Secret", () => {
 				"serving",
 				damaged(secret, edits(secret)),
 				undefined,
+				NOW,
 			);
 			const key = previous?.pair ? "with" : "without";
 			expect(previous ? key : "none").toBe(expected);
@@ -345,31 +354,76 @@ describe("of a signer's Secret", () => {
 		...(bundle !== undefined && { data: { "serving-ca.crt": bundle } }),
 	});
 	test("that is gone the copy of the bundle tells who is trusted", () => {
-		const both = pki.bundle([one.facts, two.facts], NOW);
+		const both = pki.bundle([one.facts, two.facts]);
 		const read = (bundle?: string) =>
-			generations(observeSigners("serving", undefined, copyOf(bundle)).trusted);
+			generations(
+				observeSigners("serving", undefined, copyOf(bundle), NOW).trusted,
+			);
 		expect(read(both)).toEqual(["one", "two"]);
 		expect(read(one.facts.pem)).toEqual(["one"]);
 		for (const nothing of [undefined, "", "junk", half(both).slice(1)])
 			expect(read(nothing)).toEqual([]);
-		expect(observeSigners("serving", undefined, undefined).trusted).toEqual([]);
+		expect(
+			observeSigners("serving", undefined, undefined, NOW).trusted,
+		).toEqual([]);
 		// That is for the other domain.
-		expect(observeSigners("client", undefined, copyOf(both)).trusted).toEqual(
-			[],
-		);
+		expect(
+			observeSigners("client", undefined, copyOf(both), NOW).trusted,
+		).toEqual([]);
+	});
+
+	describe("what others carry in our name", () => {
+		const proven = async (secret: Data | undefined, ...texts: string[]) =>
+			generations(await provenCAs(secret, texts));
+		const holding = (...pems: string[]): Data => ({
+			...{ apiVersion: "v1", kind: "Secret", metadata: { name: "server" } },
+			data: { "tls.crt": base64(pems.join("")) },
+		});
+		let leaf: string;
+		let crossed: string;
+		beforeAll(async () => {
+			const pair = await pki.issueLeaf({
+				...{ signer: two.pair, commonName: "etcd-sample", validity },
+				...{ usage: "serverAuth", dnsNames: ["etcd-sample"], ipAddresses: [] },
+			});
+			leaf = pair.certificate;
+			crossed = cross.pem;
+		});
+
+		test("is known for a CA of ours by what its key has signed", async () => {
+			const [a, b] = [one.facts.pem, two.facts.pem];
+			expect(await proven(holding(leaf), a + b)).toEqual(["two"]);
+			expect(await proven(holding(leaf, crossed), a, b, a)).toEqual([
+				"one",
+				"two",
+			]);
+			expect(await proven(holding(leaf), a)).toEqual([]);
+			// One damaged text makes no difference to another.
+			expect(await proven(holding(leaf), half(a), "junk", b)).toEqual(["two"]);
+			expect(await proven(undefined, b)).toEqual([]);
+			expect(await proven(holding("junk"), b)).toEqual([]);
+			expect(await proven(holding(""), b)).toEqual([]);
+		});
+
+		test("is not by its name and public key, which everybody knows", async () => {
+			const forged = await pki.crossSign({
+				...{ signer: one.pair, subject: two.facts.pem, validity },
+			});
+			expect(pki.parseCertificates(forged)[0]?.subject).toBe(two.facts.subject);
+			expect(await proven(holding(leaf, crossed), forged)).toEqual([]);
+		});
 	});
 
 	test("the copy counts where its own bundle cannot be read, and only there: a compromised CA stays away", () => {
-		const both = copyOf(pki.bundle([one.facts, two.facts], NOW));
+		const both = copyOf(pki.bundle([one.facts, two.facts]));
 		const whole = secretOf(phases.distrust);
 		const cut = damaged(whole, { "ca-bundle.crt": "junk" });
-		expect(generations(observeSigners("serving", whole, both).trusted)).toEqual(
-			["two"],
-		);
-		expect(generations(observeSigners("serving", cut, both).trusted)).toEqual([
-			"one",
-			"two",
-		]);
+		expect(
+			generations(observeSigners("serving", whole, both, NOW).trusted),
+		).toEqual(["two"]);
+		expect(
+			generations(observeSigners("serving", cut, both, NOW).trusted),
+		).toEqual(["one", "two"]);
 	});
 });
 

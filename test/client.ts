@@ -115,10 +115,9 @@ export function client(cluster: Cluster): Client {
 		},
 		async tenant(name, spec) {
 			const namespace = `k8s-${name}`;
-			await cluster.apply(
-				...apiServerNamespace(namespace),
-				etcdStorage(name, namespace, spec),
-			);
+			await cluster.apply(...apiServerNamespace(namespace));
+			// The API server takes a moment to know a new right.
+			await cluster.apply(etcdStorage(name, namespace, spec));
 			await condition(name, "CertificatesReady", /^True /);
 		},
 	};

@@ -381,7 +381,7 @@ describe("a changed spec", () => {
 			async () =>
 				(await on.api.get("Deployment", "etcd-changes")).spec.replicas === 5,
 			"there are five replicas",
-			2_000,
+			10_000,
 		);
 		await on.api.condition("changes", "Deployed", / has 0 of 5 replicas ready/);
 		expect(await material(on.api, "changes")).toEqual(before);

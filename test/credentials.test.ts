@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, describe, expect, spyOn, test } from "bun:test";
 import { createHash, X509Certificate } from "node:crypto";
+import { writeFileSync } from "node:fs";
 import {
 	mkdir,
 	mkdtemp,
@@ -111,7 +112,6 @@ describe("parseCredentials", () => {
 		]);
 		const text = bundle(
 			parseCertificates(first.certificate + second.certificate),
-			Date.now(),
 		);
 		const { caHash } = parse(one.cert, one.key, text);
 		expect(caHash).toBe(createHash("sha256").update(text).digest("hex"));
@@ -409,7 +409,8 @@ describe("CredentialFiles", () => {
 		await writeFile(paths.cert, two.cert);
 		const look = files.poll();
 		await Bun.sleep(10);
-		await writeFile(paths.key, two.key);
+		// At once, also where the next look is due by now.
+		writeFileSync(paths.key, two.key);
 		await look;
 		expect(errors).toEqual([]);
 		expect(loaded.map(({ cert }) => cert)).toEqual([two.cert]);
@@ -422,7 +423,7 @@ describe("CredentialFiles", () => {
 		await writeFile(paths.ca, a.cert);
 		const look = files.poll();
 		await Bun.sleep(10);
-		await writeFile(paths.ca, a.cert + b.cert + cross.cert);
+		writeFileSync(paths.ca, a.cert + b.cert + cross.cert);
 		await look;
 		expect(loaded.map(({ ca }) => ca)).toEqual([a.cert + b.cert + cross.cert]);
 	});

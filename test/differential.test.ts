@@ -434,7 +434,9 @@ describe("time:", () => {
 			await stream.next();
 			const next = await Promise.race([
 				stream.next(),
-				Bun.sleep(5 * PROGRESS_INTERVAL_MS).then(() => undefined),
+				...(progress_notify
+					? []
+					: [Bun.sleep(5 * PROGRESS_INTERVAL_MS).then(() => undefined)]),
 			]);
 			stream.cancel();
 			return next && Object.keys(next);

@@ -39,11 +39,10 @@ beforeAll(async () => {
 			parseCertificates(await readFile(certFile, "utf8")),
 		),
 	);
-	const now = Date.now();
 	texts = {
-		mine: bundle(one, now),
-		both: bundle([...one, ...two], now),
-		others: bundle(two, now),
+		mine: bundle(one),
+		both: bundle([...one, ...two]),
+		others: bundle(two),
 	};
 }, FIRST_BUILD);
 

@@ -236,7 +236,7 @@ describe("with an older CRD", () => {
 		await merge("etcdstorage", "sound", {
 			spec: { servingCertificateValidity: "730h", replicas: 3 },
 		});
-		await on.api.condition("sound", "CertificatesReady", /^True /, 2_000);
+		await on.api.condition("sound", "CertificatesReady", /^True /, 10_000);
 		expect(await material(on.api, "sound")).toEqual(before);
 	}, 20_000);
 
@@ -308,7 +308,7 @@ describe("with an older CRD", () => {
 					);
 				},
 				"it is put right",
-				3_000,
+				10_000,
 			);
 		},
 		20_000,

@@ -114,7 +114,7 @@ describe("an election", () => {
 		const started = performance.now();
 		stop.abort();
 		expect(await leadership).toBeUndefined();
-		expect(seconds(started)).toBeLessThan(1.5);
+		expect(seconds(started)).toBeLessThan(5);
 	}, 30_000);
 });
 
@@ -136,9 +136,9 @@ describe("a leader", () => {
 		await next.leadership;
 		const tookOverAfter = seconds(muted);
 		expect(reason).toStartWith("not renewed for 10s: patch Lease");
-		expect(lostAfter).toBeLessThan(11);
+		expect(lostAfter).toBeLessThan(13);
 		expect(tookOverAfter).toBeGreaterThan(lostAfter + 1);
-		expect(tookOverAfter).toBeLessThan(20);
+		expect(tookOverAfter).toBeLessThan(25);
 	}, 60_000);
 
 	test.concurrent("that somebody else's hand has replaced, or whose lease is deleted, is told so", async () => {
@@ -188,7 +188,7 @@ describe("a leader", () => {
 			"the lease is renewed",
 		);
 		expect(await Promise.race([leader?.lost, renewed])).toBeTrue();
-		expect(seconds(muted)).toBeLessThan(9);
+		expect(seconds(muted)).toBeLessThan(12);
 		expect(relay.connections).toBe(2);
 		await leader?.release();
 	}, 60_000);
@@ -244,8 +244,8 @@ describe("of several controllers with --leader-elect", () => {
 		console.log(
 			`takeover: ${handedOver.toFixed(1)} s after SIGTERM, ${tookOver.toFixed(1)} s after SIGKILL`,
 		);
-		expect(handedOver).toBeLessThan(5);
-		expect(tookOver).toBeLessThan(22);
+		expect(handedOver).toBeLessThan(10);
+		expect(tookOver).toBeLessThan(25);
 		await expectChains(cluster, "elected", names);
 
 		const leaders = [first, second, third].map(({ who }) => who);

@@ -362,7 +362,8 @@ describe("a thousand tenants that are made in one minute", () => {
 	const facts = (index: number) => {
 		const made = new Issuer(index).authority(
 			{
-				...{ do: "make", as: "current", distrust: false, answered: {} },
+				...{ do: "make", as: "current", answered: {} },
+				...{ distrust: false, lost: false },
 				...{ commonName: "CA", organization: "O" },
 				validity: { notBefore: now, notAfter: now + life },
 			},

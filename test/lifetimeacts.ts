@@ -49,7 +49,7 @@ export type Act =
 export const damages = [
 	"Secret",
 	...["tls.crt", "tls.key", "next.crt", "next.key", "next-cross.crt"],
-	...["previous.key", "ca-bundle.crt"],
+	...["cross.crt", "previous.crt", "previous.key", "ca-bundle.crt"],
 ] as const;
 export type Damage = (typeof damages)[number];
 

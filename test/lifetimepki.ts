@@ -4,7 +4,7 @@
  */
 import type { CertificateFacts, KeyPair, Validity } from "../pki.ts";
 import type { LeafPlan } from "../reconcile.ts";
-import type { Authority, Signers, Step } from "../signers.ts";
+import type { Authority, Cross, Made, Signers, Step } from "../signers.ts";
 
 /** How private keys look here, wherever they lie. */
 export const KEY = /key:[0-9a-f]+/g;
@@ -33,7 +33,7 @@ export class Issuer {
 	/** A CA, and its cross-certificate where the step asks for one. */
 	authority(
 		step: Extract<Step, { do: "make" }>,
-		{ current, previous }: Signers,
+		signers: Signers,
 	): { authority: Authority; cross?: CertificateFacts } {
 		const keyIdentifier = this.#next();
 		const commonName = `${step.commonName} ${keyIdentifier.slice(0, 8)}`;
@@ -44,17 +44,31 @@ export class Issuer {
 		});
 		const authority = { facts, pair: pairOf(facts), keyMatches: true };
 		if (!step.cross) return { authority };
+		return { authority, cross: this.#certify(facts, step.cross, signers) };
+	}
+
+	#certify(
+		{ subject, commonName, keyIdentifier }: CertificateFacts,
+		{ by, validity }: Cross,
+		{ current, previous }: Signers,
+	): CertificateFacts {
 		const signer =
-			step.cross.by === "previous"
-				? previous?.pair
-				: "pair" in current && current.pair;
-		if (!signer) throw new Error(`no ${step.cross.by} signer with a key`);
+			by === "previous" ? previous?.pair : "pair" in current && current.pair;
+		if (!signer) throw new Error(`no ${by} signer with a key`);
 		const issuer = this.#of(signer.certificate).facts.subject;
-		const cross = this.#sign(keyOf(signer), {
+		return this.#sign(keyOf(signer), {
 			...{ subject, issuer, commonName, keyIdentifier, isCA: true },
-			...step.cross.validity,
+			...validity,
 		});
-		return { authority, cross };
+	}
+
+	/** What a step makes. */
+	made(step: Step | undefined, signers: Signers): Made | undefined {
+		if (step?.do === "make") return this.authority(step, signers);
+		if (step?.do !== "certify") return undefined;
+		const subject = signers[step.of];
+		if (!("facts" in subject)) throw new Error(`no ${step.of} signer`);
+		return { cross: this.#certify(subject.facts, step.cross, signers) };
 	}
 
 	leaf(signer: KeyPair, plan: LeafPlan): { facts: CertificateFacts } & KeyPair {

@@ -222,9 +222,7 @@ export class Controller {
 		for (const domain of domains) {
 			const { step } = plan.rotations[domain];
 			const before = observed.signers[domain];
-			const made =
-				step?.do === "make" ? issuer.authority(step, before) : undefined;
-			signers[domain] = advance(before, step, made, now);
+			signers[domain] = advance(before, step, issuer.made(step, before), now);
 		}
 		const writes: string[] = [];
 		for (const domain of domains) {
@@ -232,15 +230,15 @@ export class Controller {
 			const { version, data } = seen.secrets[domain];
 			this.#write(
 				signerOf(domain),
-				secretData(signers[domain], now),
+				secretData(signers[domain]),
 				seen.secrets[domain],
 				writes,
 				data ? version : 0,
 			);
 		}
 		const text = {
-			client: bundle(signers.client.trusted, now),
-			serving: bundle(signers.serving.trusted, now),
+			client: bundle(signers.client.trusted),
+			serving: bundle(signers.serving.trusted),
 		};
 		yield;
 		this.#write(
@@ -361,6 +359,9 @@ export class Controller {
 		const written = client && clientBundle.includes(client.pem);
 		const reach: Record<Domain, Reach> = {
 			client: {
+				handedOut: cluster.apiServers.some(
+					({ namespace }) => targets.get(leafOf(namespace))?.["tls.crt"],
+				),
 				unwritten:
 					client && !written ? [wait(CLIENT_CA, "BundleNotWritten")] : [],
 				undelivered: cluster.apiServers
@@ -382,10 +383,19 @@ export class Controller {
 								.map((proxy) => wait(proxy.name, "ProxyNotUpdated"))
 						: [],
 			},
-			serving: { unwritten: [], undelivered: [], unread: [] },
+			serving: {
+				...{ unwritten: [], undelivered: [], unread: [] },
+				handedOut: cluster.apiServers.some(
+					({ namespace }) =>
+						targets.get(bundleOf(namespace))?.["serving-ca.crt"],
+				),
+			},
 		};
 		let restart: ApiServer | undefined;
 		const serving = newest(signers.serving)?.facts;
+		const { server } = leaves;
+		if (server && "facts" in server && !server.signedBySigner)
+			reach.serving.undelivered = [wait(SERVER_CERT, "CertificateNotWritten")];
 		if (serving) {
 			reach.serving.unwritten = cluster.apiServers
 				.map(({ namespace }) => bundleOf(namespace))
@@ -531,10 +541,10 @@ const same = (a: Data, b: Data) => {
 	);
 };
 
-function secretData(signers: Signers, now: number): Data {
+function secretData(signers: Signers): Data {
 	const { current, next, cross, nextCross, previous, trusted } = signers;
 	const data: Record<string, string> = {
-		"ca-bundle.crt": bundle(trusted, now),
+		"ca-bundle.crt": bundle(trusted),
 		answered: JSON.stringify(signers.answered),
 	};
 	const put = (of: string, pair?: { certificate: string; key: string }) => {

@@ -250,6 +250,8 @@ describe("counted", () => {
 					{ id: "server", reason: 'common name: is "x"' },
 					{ id: "server", reason: "validity changed: from 1h0m0s to 2h0m0s" },
 					{ id: "client/ns/one", reason: "signer replaced" },
+					// A Secret of a user, whatever it is called.
+					{ id: "client/ns/client-signer", reason: "a name like ours" },
 					{ id: "client/ns/two", reason: "signer replaced" },
 				],
 			}),
@@ -263,6 +265,7 @@ describe("counted", () => {
 			'certificate="server",reason="common name"': 1,
 			'certificate="server",reason="validity changed"': 1,
 			'certificate="client",reason="signer replaced"': 2,
+			'certificate="client",reason="a name like ours"': 1,
 		});
 	});
 

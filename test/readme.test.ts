@@ -67,7 +67,7 @@ test("the README names every reason, event and metric of the code, and no other"
 		expect(metrics).toContain(name);
 	const reasons = [
 		...code.matchAll(
-			/"((?:Target|Core|Name|Invalid|Predecessor|Failed|EtcdStorage|Certificates?|Data|As|Deployment|Consumer|Proxy|Bundle|Signer|Rotation)[A-Z]\w+)"/g,
+			/"((?:Target|Core|Name|Invalid|Predecessor|Failed|EtcdStorage|Certificates?|Data|As|Deployment|Consumer|Proxy|Bundle|Signer|Rotation|Object)[A-Z]\w+)"/g,
 		),
 	]
 		.map(([, name]) => name ?? "")

@@ -15,6 +15,7 @@ import {
 import type { CertificateFacts } from "../pki.ts";
 import { decide, type Leaf, type Observed, type Plan } from "../reconcile.ts";
 import {
+	held,
 	type LiveLeaf,
 	type Reach,
 	type Rotation,
@@ -57,7 +58,10 @@ const asked = (requests: Requests): Spec => ({
 	requests: { client: requests, serving: requests },
 });
 
-const nobodyBehind: Reach = { unwritten: [], undelivered: [], unread: [] };
+const nobodyBehind: Reach = {
+	...{ unwritten: [], undelivered: [], unread: [] },
+	handedOut: false,
+};
 const missing = { missing: true } as const;
 
 describe("what is due of leaves", () => {
@@ -339,7 +343,7 @@ function generation(at: number, by?: Authority, life = LIFE) {
 			as: "next",
 			commonName: "etcd client CA",
 			organization: "sample",
-			distrust: false,
+			...{ distrust: false, lost: false },
 			answered: {},
 			validity: validityFor(life, at),
 			...(by && {
@@ -359,10 +363,7 @@ function carryOut(plan: Plan, before: Observed, now: number): Observed {
 	const signers = {} as Observed["signers"];
 	for (const domain of domains) {
 		const { step } = plan.rotations[domain];
-		const made =
-			step?.do === "make"
-				? issuer.authority(step, before.signers[domain])
-				: undefined;
+		const made = issuer.made(step, before.signers[domain]);
 		signers[domain] = advance(before.signers[domain], step, made, now);
 	}
 	const leaves = { ...before.leaves };
@@ -410,6 +411,14 @@ const spread: Signers = { ...retire, previous: pairOf(a.authority) };
 /** The signer is lost, and the next one without anybody's signature. */
 const { nextCross: _, ...withoutCross } = publish;
 const emergency: Signers = { ...withoutCross, current: missing };
+
+/** The cross-certificate of the current one is lost. */
+const { cross: __, ...withoutChain } = spread;
+/** Nobody knows what the current one has replaced. */
+const lost: Signers = {
+	...{ current: b.authority, next: missing, answered: {} },
+	...{ previous: { facts: b.authority.facts }, trusted: [b.authority.facts] },
+};
 
 const broken = (authority: Authority): Authority => ({
 	...authority,
@@ -468,16 +477,22 @@ function inShort(rotation: Rotation): Decision {
 	};
 }
 
-const stepInShort = (step: Step) =>
-	step.do === "make"
-		? [
-				`make ${step.as}`,
-				step.cross && `certified by ${step.cross.by}`,
-				step.distrust && "distrusting all others",
-			]
-				.filter(Boolean)
-				.join(", ")
-		: step.do;
+function stepInShort(step: Step): string {
+	if (step.do === "certify") {
+		const { by, validity } = step.cross;
+		const until = validity.notAfter === END.a ? "a's end" : "another time";
+		return `certify ${step.of} by ${by} until ${until}`;
+	}
+	if (step.do !== "make") return step.do;
+	return [
+		`make ${step.as}`,
+		step.cross && `certified by ${step.cross.by}`,
+		step.distrust && "distrusting all others",
+		step.lost && "lost",
+	]
+		.filter(Boolean)
+		.join(", ");
+}
 
 const renewal = (facts: CertificateFacts) =>
 	signerRenewalTime("sample", "client", facts);
@@ -638,12 +653,47 @@ const rows: [string, Case, Decision][] = [
 	],
 	// Emergencies
 	[
-		"a signer that is gone, whose certificates are in use, gets a successor that nobody certifies",
-		{ signers: emptySigners(), now: NOW, leaves: [live(NOW)] },
-		{ phase: "Publish", step: "make next", reason: "not there" },
+		"a signer that is gone, of which nothing else tells, gets a successor that is waited for, where something was handed out",
+		{ signers: emptySigners(), now: NOW, reach: { handedOut: true } },
+		{ phase: "Sign", step: "make current, lost", reason: "not there" },
 	],
 	[
-		"a signer that is gone, but is trusted, likewise",
+		"who trusts one that nobody knows is cut off already",
+		{ signers: lost, now: soon, reach: { unread: [unread] } },
+		{
+			phase: "Spread",
+			waits: ["ConsumerNotRestarted"],
+			harmlessUntil: MADE.b,
+			overdueAt: MADE.b,
+		},
+	],
+	[
+		"and is waited for a day where nobody knows who that is",
+		{ signers: lost, now: soon, reach: { unread: [unknown] } },
+		{
+			phase: "Spread",
+			waits: ["ConsumerUnknown"],
+			nextStepAt: MADE.b + 24 * HOUR,
+			harmlessUntil: MADE.b,
+			overdueAt: MADE.b,
+		},
+	],
+	[
+		"but no longer",
+		{
+			signers: lost,
+			now: MADE.b + 24 * HOUR,
+			reach: { unread: [unknown] },
+		},
+		{
+			phase: "Steady",
+			step: "confirm",
+			reason:
+				"the former CA has expired, and nobody else is known to need the new one",
+		},
+	],
+	[
+		"a signer that is gone, but is trusted, gets a successor that nobody certifies",
 		{ signers: { ...emptySigners(), trusted: steady.trusted }, now: NOW },
 		{ phase: "Publish", step: "make next", reason: "not there" },
 	],
@@ -818,9 +868,9 @@ const rows: [string, Case, Decision][] = [
 		},
 	],
 	[
-		"without a chain it does so also where the current signer could go on for long",
+		"without a chain, and nobody who could make one, likewise",
 		{
-			signers: withoutCross,
+			signers: { ...withoutCross, current: broken(a.authority) },
 			now: soon,
 			reach: { unread: [unread] },
 			leaves: [live(MADE.b)],
@@ -916,9 +966,49 @@ const rows: [string, Case, Decision][] = [
 		},
 	],
 	[
+		"a chain that is gone is made again as long as the former key is there",
+		{ signers: withoutChain, now: soon, reach: { unread: [unread] } },
+		{
+			phase: "Spread",
+			step: "certify current by previous until a's end",
+			reason: "cross-certificate not there",
+			waits: ["ConsumerNotRestarted"],
+			nextStepAt: END.a,
+			harmlessUntil: MADE.b,
+			overdueAt: MADE.b,
+		},
+	],
+	[
+		"that of the next signer by who is current",
+		{
+			signers: withoutCross,
+			now: soon,
+			reach: { unread: [unread] },
+			leaves: [live(MADE.b)],
+		},
+		{
+			phase: "Publish",
+			step: "certify next by current until a's end",
+			reason: "cross-certificate not there",
+			waits: ["ConsumerNotRestarted"],
+			nextStepAt: MADE.b + LEAF_LIFE * 0.9,
+			harmlessUntil: MADE.b + LEAF_LIFE * 0.9,
+			overdueAt: overdue(MADE.b, MADE.b + LEAF_LIFE * 0.9),
+		},
+	],
+	[
+		"before that is done, nothing is signed",
+		{ signers: withoutCross, now: soon },
+		{
+			phase: "Publish",
+			step: "certify next by current until a's end",
+			reason: "cross-certificate not there",
+		},
+	],
+	[
 		"who has no chain is cut off already",
 		{
-			signers: { ...spread, cross: undefined } as unknown as Signers,
+			signers: { ...withoutChain, previous: { facts: a.authority.facts } },
 			now: soon,
 			reach: { unread: [unread] },
 		},
@@ -1020,7 +1110,7 @@ const rows: [string, Case, Decision][] = [
 		},
 		{
 			phase: "Spread",
-			waits: ["ConsumerNotRestarted"],
+			waits: ["ConsumerNotRestarted", "RotationPutOff"],
 			nextStepAt: END.a,
 			harmlessUntil: END.a,
 			overdueAt: overdue(MADE.b, END.a),
@@ -1207,6 +1297,39 @@ describe("the replacement of a signer:", () => {
 		});
 	});
 
+	/** Of the same rows, where the signer's Secret cannot be written. */
+	const stuck = (of: string) => {
+		const row = rows.find(([title]) => title === of);
+		if (!row) throw new Error(`no row: ${of}`);
+		return held(decided(row[1]), row[1].signers, row[1].now);
+	};
+	test.each<[Rotation["phase"], letter: "a" | "b" | undefined, of: string]>([
+		[
+			"Steady",
+			undefined,
+			"nothing at all makes a first signer, which nobody waits for",
+		],
+		["Publish", "b", "before that is done, nothing is signed"],
+		["Publish", "b", "a next signer that is broken is made again"],
+		["Spread", "b", "when everybody has read it, the spread is confirmed"],
+		[
+			"Spread",
+			"b",
+			"a chain that is gone is made again as long as the former key is there",
+		],
+		["Retire", "b", "and of two the other stays"],
+	])(
+		"its Secret cannot be written, so it stays in %s (CA %s): %s",
+		(phase, letter, of) => {
+			const { facts } = { a, b }[letter ?? "a"].authority;
+			const ca = letter && generationOf(facts);
+			const rotation = stuck(of);
+			expect([rotation.phase, rotation.generation]).toEqual([phase, ca]);
+			expect(rotation).not.toHaveProperty("step");
+			expect(rotation).not.toHaveProperty("reason");
+		},
+	);
+
 	test("the rows come by every phase, every step and every reason", () => {
 		const seen = (what: (decision: Decision) => string | undefined) =>
 			[...new Set(rows.map(([, , decision]) => what(decision)))]
@@ -1216,10 +1339,13 @@ describe("the replacement of a signer:", () => {
 			...["Publish", "Retire", "Sign", "Spread", "Steady"],
 		]);
 		expect(seen(({ step }) => step)).toEqual([
+			"certify current by previous until a's end",
+			"certify next by current until a's end",
 			"confirm",
 			"make current",
 			"make current, certified by current, distrusting all others",
 			"make current, certified by previous, distrusting all others",
+			"make current, lost",
 			"make next",
 			"make next, certified by current",
 			"make next, certified by previous",
@@ -1288,9 +1414,14 @@ describe("the CA of which it matters who has loaded it", () => {
 describe("after a step the Secret holds", () => {
 	const made = generation(MADE.c, b.authority);
 	const make = (as: "current" | "next", distrust: boolean): Step => ({
-		...{ do: "make", as, distrust, answered: { rotate: "a drill" } },
+		...{ do: "make", as, distrust, lost: false },
+		answered: { rotate: "a drill" },
 		...{ commonName: "etcd client CA", organization: "sample" },
 		validity: validityFor(LIFE, MADE.c),
+	});
+	const certify = (of: "current" | "next"): Step => ({
+		...{ do: "certify", of },
+		cross: { by: "previous", validity: a.authority.facts },
 	});
 	/** In short: which generation is where. */
 	const where = ({ current, next, ...signers }: Signers) => {
@@ -1400,7 +1531,7 @@ describe("after a step the Secret holds", () => {
 			{
 				...none,
 				...{ current: "c", previous: "b", previousKey: true },
-				trusted: "bc",
+				trusted: "abc",
 			},
 		],
 		[
@@ -1441,13 +1572,63 @@ describe("after a step the Secret holds", () => {
 		],
 		[
 			"no step: what has not expired, either",
+			retire,
+			undefined,
+			END.a + 1,
+			{ ...none, ...{ current: "b", trusted: "b" } },
+		],
+		[
+			"no step while another one spreads: bundles as they are, for who has loaded them would have to do so again",
 			spread,
 			undefined,
 			END.a + 1,
 			{
 				...none,
 				...{ current: "b", previous: "a", previousKey: true },
-				trusted: "b",
+				trusted: "ab",
+			},
+		],
+		[
+			"make current, distrusting one that cannot be read: of the newest that was trusted, to wait for who trusts it",
+			{ ...retire, current: missing },
+			make("current", true),
+			at,
+			{
+				...none,
+				...{ current: "c", cross: "c", previous: "b" },
+				...{ trusted: "c", answered: "a drill" },
+			},
+		],
+		[
+			"make current where nobody knows what was there: itself, to wait for whoever trusts that",
+			emptySigners(),
+			{ ...make("current", false), lost: true } as Step,
+			at,
+			{
+				...none,
+				...{ current: "c", cross: "c", previous: "c" },
+				...{ trusted: "c", answered: "a drill" },
+			},
+		],
+		[
+			"certify current: its cross-certificate",
+			withoutChain,
+			certify("current"),
+			at,
+			{
+				...none,
+				...{ current: "b", cross: "b", previous: "a", previousKey: true },
+				trusted: "ab",
+			},
+		],
+		[
+			"certify next: the next one's",
+			withoutCross,
+			certify("next"),
+			at,
+			{
+				...none,
+				...{ current: "a", next: "b", nextCross: "b", trusted: "ab" },
 			},
 		],
 		[
@@ -1466,7 +1647,11 @@ describe("after a step the Secret holds", () => {
 		const after = advance(
 			before,
 			step,
-			step?.do === "make" ? made : undefined,
+			step?.do === "make"
+				? made
+				: step?.do === "certify" && b.cross
+					? { cross: b.cross }
+					: undefined,
 			now,
 		);
 		expect(where(after)).toEqual(expected);

@@ -188,7 +188,7 @@ describe("repair", () => {
 					);
 				},
 				`${kind} ${name} is as it was`,
-				2_000,
+				10_000,
 			);
 			took.push(performance.now() - edited);
 		},
@@ -273,7 +273,7 @@ describe("repair", () => {
 				(await on.api.get("Deployment", "etcd-repair")).spec.template.spec
 					.containers[0].image !== "evil:1",
 			"the image is as it was",
-			2_000,
+			10_000,
 		);
 		expect(await restartedAt()).toBe(time);
 	});
@@ -424,7 +424,7 @@ describe("a signer", () => {
 				);
 			},
 			"the Secret is as it was",
-			2_000,
+			10_000,
 		);
 	});
 

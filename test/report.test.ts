@@ -46,7 +46,7 @@ const storage = {
 	metadata: { name: "x", generation: 1 },
 } as EtcdStorage;
 
-const nobody = { unwritten: [], undelivered: [], unread: [] };
+const nobody = { unwritten: [], undelivered: [], unread: [], handedOut: true };
 const nothing = (): Observed => ({
 	signers: {
 		client: {
@@ -73,22 +73,26 @@ async function visited(
 	wanted = spec,
 ): Promise<Observed> {
 	const plan = decide(wanted, NAMESPACE, observed, now);
-	const material = await issue(plan, observed, "", now);
-	const { client, serving } = material.signers;
+	const [client, serving] = await Promise.all([
+		issue("client", plan, observed, now),
+		issue("serving", plan, observed, now),
+	]);
 	return {
-		signers: { client, serving },
+		signers: { client: client.signers, serving: serving.signers },
 		reach: observed.reach,
 		leaves: Object.fromEntries(
-			Object.entries(material.leaves).map(([id, { pair, facts }]) => [
-				id,
-				{
-					pair,
-					facts,
-					keyMatches: true,
-					chain: pair.certificate,
-					signedBySigner: true,
-				},
-			]),
+			Object.entries({ ...client.leaves, ...serving.leaves }).map(
+				([id, { pair, facts }]) => [
+					id,
+					{
+						pair,
+						facts,
+						keyMatches: true,
+						chain: pair.certificate,
+						signedBySigner: true,
+					},
+				],
+			),
 		),
 	};
 }
@@ -192,8 +196,8 @@ test("a plan is what the controller would log, and its status without CAs that a
 			writes: [
 				{ verb: "patch", object: "EtcdStorage x" },
 				{ verb: "apply", object: "Secret storage/x-client-signer" },
-				// One that is immutable is made again.
-				{ verb: "delete", object: "ConfigMap storage/x-ca-cert" },
+				// One in which somebody else has a hand.
+				{ verb: "patch", object: "ConfigMap storage/x-ca-cert" },
 				{ verb: "apply", object: "ConfigMap storage/x-ca-cert" },
 				{ verb: "patch", object: "Deployment api/one" },
 				{ verb: "patch", object: "Secret other/former" },
@@ -330,8 +334,8 @@ describe("certs", () => {
 		// As if it had been renewed shortly before the former CA's end.
 		const now = later + 25 * DAY;
 		const plan = decide(asked, NAMESPACE, observed, now);
-		const material = await issue(plan, observed, "", now);
-		const { pair } = material.leaves.server ?? {};
+		const { leaves } = await issue("serving", plan, observed, now);
+		const { pair } = leaves.server ?? {};
 		if (!pair) throw new Error("no certificate");
 		const seen = see(observed, now, asked);
 		seen.chains.set("server", parseCertificates(pair.certificate));

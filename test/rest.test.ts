@@ -186,7 +186,7 @@ test.concurrent("a signer that appears while another is being made is not replac
 				for (const signer of signers) owned.Secret.event("ADDED", signer);
 			return Date.now();
 		},
-		restarts: new Map(),
+		restarts: new Set(),
 		event: () => Promise.resolve(),
 	});
 	expect(visited).rejects.toMatchObject({ code: 409 });
@@ -205,11 +205,11 @@ test.concurrent("a connection that died without a word is noticed, and what happ
 			'etcdstorage="unheard"',
 		);
 	expect(await seen()).toBe(0);
-	await until(async () => (await seen()) > 0, "it is seen", 45_000);
-	expect((performance.now() - mutedAt) / 1000).toBeLessThan(40);
+	await until(async () => (await seen()) > 0, "it is seen", 75_000);
+	expect((performance.now() - mutedAt) / 1000).toBeLessThan(60);
 	expect(halfOpen.log()).toContain("no answer in time");
 	expect(await halfOpen.healthy("healthz")).toBeTrue();
-}, 60_000);
+}, 90_000);
 
 test.concurrent.each([
 	["is closed", "2>&-"],

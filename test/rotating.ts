@@ -257,6 +257,9 @@ export function rotations(on: Pick<Stage, "cluster" | "api">) {
 
 	const generation = (name: string, domain: Domain) =>
 		rotation(name, domain)?.generation ?? "";
+	/** Also when it is still to be seen. */
+	const settled = (name: string, domain: Domain) =>
+		until(() => generation(name, domain), `a ${domain} CA of ${name} is seen`);
 	const signer = (name: string, domain: Domain): Promise<Data> =>
 		on.api.get("Secret", `${name}-${domain}-signer`);
 	const bundle = async (name: string, domain: Domain): Promise<string> => {
@@ -283,9 +286,23 @@ export function rotations(on: Pick<Stage, "cluster" | "api">) {
 		expect(accepts(domain, await leaf(name, domain), trusted)).toBe("OK");
 	}
 
-	/** The phases that events tell of, in the order in which phases come: of one second, the order is not known. */
-	async function phaseEvents(name: string, of: string): Promise<string[]> {
+	/**
+	 * The phases that events tell of, in the order in which phases come: of one second, the order is not known.
+	 * @param last is waited for: the status is written before events are
+	 */
+	async function phaseEvents(
+		name: string,
+		of: string,
+		last: string,
+	): Promise<string[]> {
 		const order = ["Publish", "Sign", "Spread", "Retire", "Done"];
+		await until(
+			async () =>
+				(await eventsOf(on.cluster, name)).some((event) =>
+					new RegExp(`Rotation${last}: \\w+ CA ${of}: `).test(event),
+				),
+			`the event of ${last} is there`,
+		);
 		const events = await eventsOf(on.cluster, name);
 		return events
 			.map((event) => /^Normal Rotation(\w+): \w+ CA (\w+): /.exec(event))
@@ -387,6 +404,7 @@ export function rotations(on: Pick<Stage, "cluster" | "api">) {
 		rotation,
 		reaches,
 		generation,
+		settled,
 		signer,
 		bundle,
 		leaf,

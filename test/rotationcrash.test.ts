@@ -219,10 +219,9 @@ test("a signer that another controller has replaced meanwhile is not overwritten
 	const controller = await start();
 	await unread(name);
 	const before = await signer(name, "client");
+	const former = await scene.settled(name, "client");
 	await rotate(name, "client");
-	await scene.reaches(name, "client", "Retire", {
-		not: generation(name, "client"),
-	});
+	await scene.reaches(name, "client", "Retire", { not: former });
 	await controller.stop();
 	const after = await signer(name, "client");
 	// Fields that would have to be taken over first.
@@ -272,7 +271,7 @@ test("a signer that another controller has replaced meanwhile is not overwritten
 		return get(wanted);
 	};
 	const visited = visit(storage, {
-		...{ kube, storages, owned, restarts: new Map() },
+		...{ kube, storages, owned, restarts: new Set() },
 		targets: new TargetReader(kube),
 		environment: {
 			namespace: NAMESPACE,
@@ -334,6 +333,10 @@ describe("a controller that starts again", () => {
 			);
 			for (const domain of domains) {
 				expect(await leaf(named, domain)).not.toBe(former[domain]);
+				await until(
+					async () => (await accepted(unnamed, domain)) === "OK",
+					`${unnamed} has its turn, too`,
+				);
 				for (const name of [named, unnamed])
 					expect([name, await accepted(name, domain)]).toEqual([name, "OK"]);
 				expect(certificates(await bundle(named, domain))).toHaveLength(
@@ -409,61 +412,93 @@ describe("a controller whose own clock", () => {
 	);
 });
 
-test("where both of our bundles are lost, what all targets carry is believed, and not what somebody has put into one of them", async () => {
-	const [agreed, forged] = ["agreed", "forged"];
-	const first = await start();
+test("where both of our bundles are lost, what targets carry is believed as far as our own key has signed for it", async () => {
+	const name = "forged";
 	const where = { name: "etcd-serving-ca" };
-	const second = (name: string) => `${target(name)}-2`;
-	for (const name of [agreed, forged]) {
-		await on.cluster.apply(...apiServerNamespace(second(name)));
-		await on.api.tenant(name, {
-			caCertConfigMap: [
-				{ ...where, namespace: target(name) },
-				{ ...where, namespace: second(name) },
-			],
-		});
-	}
+	const namespaces = [target(name), `${target(name)}-2`] as const;
+	const first = await start();
+	await on.cluster.apply(...apiServerNamespace(namespaces[1]));
+	await on.api.tenant(name, {
+		caCertConfigMap: namespaces.map((namespace) => ({ ...where, namespace })),
+	});
 	await first.stop();
-	const former = await bundle(agreed, "serving");
-	const foreign = await bundle(agreed, "client");
+	const former = await bundle(name, "serving");
+	// Of somebody who may write one of the targets.
+	const foreign = await bundle(name, "client");
 	await on.cluster.kubectl([
-		...["-n", target(forged), "patch", "configmap", where.name],
-		...merge({
-			data: {
-				"serving-ca.crt": (await bundle(forged, "serving")) + foreign,
-			},
-		}),
+		...["-n", namespaces[0], "patch", "configmap", where.name],
+		...merge({ data: { "serving-ca.crt": foreign + former } }),
 	]);
-	for (const name of [agreed, forged])
-		await scene.own(
-			...["delete", `secret/${name}-serving-signer`],
-			`configmap/${name}-ca-cert`,
-		);
+	await scene.own(
+		...["delete", `secret/${name}-serving-signer`],
+		`configmap/${name}-ca-cert`,
+	);
 	await start();
-	for (const name of [agreed, forged])
-		await until(async () => {
-			const { data } = (await signer(name, "serving")) ?? {};
-			const copy = await on.api.get("ConfigMap", `${name}-ca-cert`);
-			const text = copy?.data?.["serving-ca.crt"];
-			const targets = [target(name), second(name)].map((namespace) =>
-				on.api.get("ConfigMap", where.name, namespace),
-			);
-			return (
-				data?.["ca-bundle.crt"] !== undefined &&
-				(await Promise.all(targets)).every(
-					(one) => one.data["serving-ca.crt"] === text,
-				)
-			);
-		}, `the serving CA of ${name} is replaced, and in every bundle`);
-	expect(await bundle(agreed, "serving")).toContain(former);
-	expect(await bundle(forged, "serving")).not.toContain(foreign);
-	expect(certificates(await bundle(forged, "serving"))).toHaveLength(1);
+	await until(async () => {
+		const copy = await on.api.get("ConfigMap", `${name}-ca-cert`);
+		const targets = namespaces.map((namespace) =>
+			on.api.get("ConfigMap", where.name, namespace),
+		);
+		const text = copy?.data?.["serving-ca.crt"];
+		return (await Promise.all(targets)).every(
+			(one) => one.data["serving-ca.crt"] === text,
+		);
+	}, "the new CA is in every bundle");
+	const now = await bundle(name, "serving");
+	expect(now).toContain(former);
+	expect(now).not.toContain(foreign);
+	expect(certificates(now)).toHaveLength(2);
 }, 60_000);
+
+test("a serving signer that is lost with everything that tells of it is replaced, and whoever may trust it is restarted", async () => {
+	const name = "wiped";
+	const first = await start();
+	await scene.withConsumers(name, 1);
+	const before = await scene.settled(name, "serving");
+	await first.stop();
+	await scene.own(
+		...["delete", `configmap/${name}-ca-cert`],
+		...[`secret/${name}-server-cert`, `secret/${name}-serving-signer`],
+	);
+	await start();
+	const { generation: ca } = await scene.reaches(name, "serving", "Spread", {
+		not: before,
+		waiting: /^Consumer(Waiting|RollingOut): /,
+	});
+	await scene.rollAll(name, 1, ca);
+	await scene.reaches(name, "serving", "Steady", { not: before });
+	await scene.expectWhole(name, "serving");
+	expect(certificates(await bundle(name, "serving"))).toHaveLength(1);
+	await on.api.condition(name, "CertificatesReady", /^True /);
+}, 90_000);
+
+test("a signer that is compromised and lost at once is replaced, and whoever may trust it is restarted", async () => {
+	const name = "both-at-once";
+	const first = await start();
+	await scene.withConsumers(name, 1);
+	const before = await scene.settled(name, "serving");
+	await first.stop();
+	await scene.own("delete", "secret", `${name}-serving-signer`);
+	await on.cluster.kubectl([
+		...["annotate", "etcdstorage", name],
+		"etcd.xmudrii.com/compromised-serving=stolen",
+	]);
+	await start();
+	const { generation: ca } = await scene.reaches(name, "serving", "Spread", {
+		not: before,
+		waiting: /^Consumer(Waiting|RollingOut): /,
+	});
+	expect(certificates(await bundle(name, "serving"))).toHaveLength(1);
+	await scene.rollAll(name, 1, ca);
+	await scene.reaches(name, "serving", "Steady", { not: before });
+	await scene.expectWhole(name, "serving");
+}, 90_000);
 
 test("what is asked for while no controller runs is done by the next one, once", async () => {
 	const name = "later";
 	const first = await start();
 	await unread(name);
+	const former = await scene.settled(name, "client");
 	await first.stop();
 	const handed = scene.record(name);
 	await rotate(name, "client", "while you slept");
@@ -472,9 +507,7 @@ test("what is asked for while no controller runs is done by the next one, once",
 		...merge({ spec: { replicas: 2 } }),
 	]);
 	await start();
-	await scene.reaches(name, "client", "Retire", {
-		not: generation(name, "client"),
-	});
+	await scene.reaches(name, "client", "Retire", { not: former });
 	const second = await start();
 	await until(
 		async () => /etcdproxy_etcdstorages [1-9]/.test(await second.metrics()),

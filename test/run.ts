@@ -39,7 +39,8 @@ async function relay(
 async function main(): Promise<void> {
 	await prepare();
 	const child = Bun.spawn(
-		[process.execPath, "test", ...process.argv.slice(2)],
+		// Bun's own 5 s for a test are few on two busy cores. No test is about how long it takes.
+		[process.execPath, "test", "--timeout=60000", ...process.argv.slice(2)],
 		{ stdin: "ignore", stdout: "pipe", stderr: "pipe" },
 	);
 	// Bun counts on stderr; what tests say of themselves may go to either.

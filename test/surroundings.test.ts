@@ -96,7 +96,7 @@ describe.concurrent("an object of somebody else with a name of ours", () => {
 			expect(await on.api.condition(name, "Ready", /./)).toBe(message);
 			expect(await on.api.get(kind, object)).toEqual(before);
 			await kubectl(...advice(message));
-			await on.api.condition(name, "CertificatesReady", /^True /, 2_000);
+			await on.api.condition(name, "CertificatesReady", /^True /, 10_000);
 			await on.api.condition(name, "Deployed", /^False DeploymentNotAvailable/);
 		},
 		30_000,
@@ -241,7 +241,7 @@ describe("the core etcd's credentials", () => {
 				"core",
 				"Deployed",
 				/^False DeploymentNotAv/,
-				3_000,
+				10_000,
 			);
 			const { spec } = await on.api.get("Deployment", "etcd-core");
 			expect(spec).toEqual(before.spec);
@@ -266,7 +266,12 @@ describe("the core etcd's credentials", () => {
 		expect(await on.api.get("Deployment", "etcd-late")).toBeUndefined();
 		expect(await on.api.get("Deployment", "etcd-core")).toBeDefined();
 		await put(cert);
-		await on.api.condition("late", "Deployed", /^False DeploymentNotAv/, 3_000);
+		await on.api.condition(
+			"late",
+			"Deployed",
+			/^False DeploymentNotAv/,
+			10_000,
+		);
 		expect(await on.api.get("Deployment", "etcd-late")).toBeDefined();
 	}, 30_000);
 
@@ -281,7 +286,7 @@ describe("the core etcd's credentials", () => {
 		await until(
 			async () => (await hash()) !== before,
 			"the Deployment rolls its pods",
-			2_000,
+			10_000,
 		);
 		await put(ca);
 	}, 20_000);
@@ -318,7 +323,7 @@ describe("what somebody edits by hand", () => {
 				return now.endpoint === status.endpoint && now;
 			},
 			"the status is as it was",
-			2_000,
+			10_000,
 		);
 		// When something became so, and why, is told by the status alone.
 		const timeless = ({ conditions, certificates, ...rest }: Json) => ({
@@ -351,7 +356,7 @@ describe("what somebody edits by hand", () => {
 		await until(
 			async () => (await look()) === expiry,
 			"it is put right",
-			2_000,
+			10_000,
 		);
 		expect(await material(on.api, "edited")).toEqual(before);
 	});
@@ -366,7 +371,7 @@ describe("what somebody edits by hand", () => {
 				(await on.api.get("EtcdStorage", "edited")).metadata.finalizers?.[0] ===
 				"etcd.xmudrii.com/targets",
 			"the finalizer is back",
-			2_000,
+			10_000,
 		);
 	});
 

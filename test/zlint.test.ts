@@ -9,7 +9,7 @@ import {
 } from "bun:test";
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { issue } from "../certificates.ts";
+import { issue, materialOf } from "../certificates.ts";
 import type { Spec } from "../etcdstorage.ts";
 import { BACKDATE } from "../lifetimes.ts";
 import { type CertificateFacts, parseCertificates } from "../pki.ts";
@@ -52,7 +52,12 @@ const specFor = (signing: number, leaves: number, name = "sample"): Spec => ({
 
 /** What three visits make: the first certificates, the next signers on request, and what those issue. */
 async function made(spec: Spec, now: number): Promise<CertificateFacts[]> {
-	const nobody = { unwritten: [], undelivered: [], unread: [] };
+	const nobody = {
+		unwritten: [],
+		undelivered: [],
+		unread: [],
+		handedOut: true,
+	};
 	const reach = { client: nobody, serving: nobody };
 	const none = (): Signers => ({
 		current: { missing: true },
@@ -70,7 +75,13 @@ async function made(spec: Spec, now: number): Promise<CertificateFacts[]> {
 	const requests = { client: rotate, serving: rotate };
 	for (const asked of [spec, { ...spec, requests }, { ...spec, requests }]) {
 		const plan = decide(asked, "kube-apiserver-storage", observed, now);
-		const { signers, leaves } = await issue(plan, observed, "", now);
+		const { signers, leaves } = materialOf(
+			{
+				client: await issue("client", plan, observed, now),
+				serving: await issue("serving", plan, observed, now),
+			},
+			"",
+		);
 		observed = {
 			reach,
 			signers,

@@ -8,7 +8,7 @@
  */
 
 import { readFileSync } from "node:fs";
-import { issue } from "../../certificates.ts";
+import { issue, materialOf } from "../../certificates.ts";
 import { type EtcdStorage, readSpec, type Spec } from "../../etcdstorage.ts";
 import { Kube, type KubeObject, loadKubeConfig } from "../../kube.ts";
 import { domains } from "../../lifetimes.ts";
@@ -271,7 +271,7 @@ async function bareRequests(
 }
 
 /** Certificates of the right size, made once. */
-function readyMade(spec: Spec): Promise<Material> {
+async function readyMade(spec: Spec): Promise<Material> {
 	const missing = { missing: true } as const;
 	const leaves = {
 		server: missing,
@@ -283,14 +283,19 @@ function readyMade(spec: Spec): Promise<Material> {
 		trusted: [],
 		answered: {},
 	};
-	const reach = { unwritten: [], undelivered: [], unread: [] };
+	const reach = { unwritten: [], undelivered: [], unread: [], handedOut: true };
 	const observed: Observed = {
 		signers: { client: signers, serving: signers },
 		reach: { client: reach, serving: reach },
 		leaves,
 	};
 	const now = Date.now();
-	return issue(decide(spec, NAMESPACE, observed, now), observed, "", now);
+	const plan = decide(spec, NAMESPACE, observed, now);
+	const [client, serving] = await Promise.all([
+		issue("client", plan, observed, now),
+		issue("serving", plan, observed, now),
+	]);
+	return materialOf({ client, serving }, "");
 }
 
 /** Not the controller's word for it: the objects are counted. */
