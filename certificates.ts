@@ -40,7 +40,7 @@ export const materialOf = (
 	coreCA: string,
 ): Material => ({
 	signers: { client: client.signers, serving: serving.signers },
-	leaves: { ...client.leaves, ...serving.leaves },
+	leaves: { ...serving.leaves, ...client.leaves },
 	coreCA,
 });
 

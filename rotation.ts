@@ -246,7 +246,7 @@ const putOff = (
 	obstacle: waits.some((one) => one.obstacle),
 });
 
-/** A rotation whose step cannot be kept: it stays where it was. */
+/** A rotation whose step cannot be kept: it stays where it was, which is harmless as long as the current signer lives. */
 export function held(
 	{ step, reason, ...rest }: Rotation,
 	signers: Signers,
@@ -254,10 +254,13 @@ export function held(
 ): Rotation {
 	if (!step) return { ...rest, ...(reason !== undefined && { reason }) };
 	const ca = newest(signers)?.facts;
+	const able = signing(signers, now)?.facts;
+	const replaces = step.do === "make" || step.do === "promote";
 	return {
 		...rest,
 		phase: phaseBefore(step, signers, rest.phase, now),
 		...(ca && { generation: generationOf(ca) }),
+		...(able && replaces && urgency(able, able.notAfter)),
 	};
 }
 
@@ -363,9 +366,9 @@ function publish(
 	return { ...known, phase: "Sign", step: { do: "promote" }, reason, waits };
 }
 
-/** @param newest the CA whose coming is waited for: the time to wait began with it */
-function urgency(newest: CertificateFacts, harmlessUntil: number) {
-	const from = issuedAt(newest);
+/** @param ca the one whose coming or replacement is waited for: the time to wait began with it */
+function urgency(ca: CertificateFacts, harmlessUntil: number) {
+	const from = issuedAt(ca);
 	return {
 		harmlessUntil,
 		overdueAt: harmlessUntil - Math.max(0, harmlessUntil - from) * OVERDUE,

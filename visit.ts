@@ -141,11 +141,22 @@ class Visit {
 				able.includes(kind === "Secret" ? "client" : "serving"),
 			),
 		);
-		const args = [this.#storage, environment, fillable, material] as const;
+		const ensure = (
+			make: typeof bundles | typeof certificates,
+			targets: TargetStatus[],
+		) =>
+			this.#ensureAll(
+				"CertificatesReady",
+				make(this.#storage, environment, targets, material),
+			);
 		// Bundles before the certificates that need them, certificates before the pods that mount them.
-		const delivered =
-			(await this.#ensureAll("CertificatesReady", bundles(...args))) &&
-			(await this.#ensureAll("CertificatesReady", certificates(...args)));
+		const bundled = await ensure(bundles, fillable);
+		const [accepted, refused] =
+			bundled || this.#proxiesAccept(material)
+				? [fillable, []]
+				: [[], fillable];
+		for (const target of refused) this.#undelivered.add(leafId(target));
+		const delivered = (await ensure(certificates, accepted)) && bundled;
 		const behind = await this.#restartConsumer(material);
 		this.#report(
 			stuck.length > 0 ? decided(stuck) : plan,
@@ -174,6 +185,17 @@ class Visit {
 			owned.Deployment.get(names.workload(this.#spec.name)),
 		);
 		await this.#cleanFormerTargets();
+	}
+
+	/** Whether the bundle that lies there for the proxies, and cannot be changed, is enough for new client certificates. */
+	#proxiesAccept({ signers }: Material): boolean {
+		const { current, cross, previous } = signers.client;
+		const name = names.clientCA(this.#spec.name);
+		const bundle = this.#context.owned.ConfigMap.get(name)?.data;
+		return [
+			"facts" in current ? current.facts : undefined,
+			cross && previous?.facts,
+		].some((ca) => ca && bundle?.["client-ca.crt"]?.includes(ca.pem));
 	}
 
 	/**

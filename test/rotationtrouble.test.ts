@@ -144,6 +144,73 @@ describe("an object of ours that is immutable", () => {
 	);
 });
 
+test.concurrent(
+	"our ConfigMap that is immutable keeps a new client CA from being used, and nothing else from going on",
+	async () => {
+		const name = "frozen-bundle";
+		await on.api.tenant(name);
+		const before = await settled(name, "client");
+		const handed = record(name);
+		await own(
+			...["patch", "configmap", `${name}-ca-cert`],
+			...merge({ immutable: true }),
+		);
+		await rotate(name, "client");
+		const what = `ObjectImmutable: ConfigMap ${NAMESPACE}/${name}-ca-cert is immutable`;
+		const waiting = new RegExp(`^${what}`);
+		const { generation: published } = await reaches(name, "client", "Publish", {
+			...{ not: before, waiting },
+		});
+		await on.api.condition(
+			name,
+			"CertificatesReady",
+			new RegExp(`^False ${what}`),
+		);
+		const issued = await on.api.issuedBy(name, () =>
+			patchSpec(name, {
+				clientCertificateValidity: "500h",
+				servingCertificateValidity: "500h",
+			}),
+		);
+		expect(issued).toContain("server (validity changed: ");
+		expect(issued).toContain(`client/${target(name)}/etcd-client-cert (`);
+		const trusted = await bundle(name, "client");
+		const shown = await leaf(name, "client");
+		expect(accepts("client", shown, trusted)).toBe("OK");
+		// What a CA signs that is in no bundle, and certified by none, is not handed out, and not said to be.
+		await own("delete", "secret", `${name}-client-signer`);
+		await until(
+			() => ![before, published].includes(generation(name, "client")),
+			"another is published",
+		);
+		const count = (await issuedEvents(name)).length;
+		await kubectl(
+			...["annotate", "etcdstorage", name],
+			"etcd.xmudrii.com/compromised-client=stolen",
+		);
+		await reaches(name, "client", "Sign", {
+			waiting: /^CertificateNotWritten: /,
+		});
+		await on.api.condition(
+			name,
+			"CertificatesReady",
+			new RegExp(`^False ${what}`),
+		);
+		expect(await leaf(name, "client")).toBe(shown);
+		const id = `client/${target(name)}/etcd-client-cert`;
+		expect(await shownEnd(name, id)).toBe(endOf(shown) ?? "");
+		const since = (await issuedEvents(name)).slice(count);
+		expect(since).toHaveLength(1);
+		expect(since[0]).not.toContain("etcd-client-cert");
+		await own("delete", "configmap", `${name}-ca-cert`);
+		await reaches(name, "client", "Steady", { not: before });
+		await scene.expectWhole(name, "client");
+		await on.api.condition(name, "CertificatesReady", /^True /);
+		expect(handed.client.bundles.at(-1)).not.toContain(trusted);
+	},
+	LONG,
+);
+
 describe("while a new serving CA spreads", () => {
 	test.concurrent(
 		"a cross-certificate that is damaged is made again: who trusts only the former CA is not cut off",
