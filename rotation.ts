@@ -6,6 +6,7 @@
  * nobody depends on the cross-certificate when it ends.
  */
 
+import { certifier, lostCross } from "./certifier.ts";
 import type { Spec } from "./etcdstorage.ts";
 import {
 	type Domain,
@@ -18,7 +19,6 @@ import {
 import type { CertificateFacts, Validity } from "./pki.ts";
 import {
 	type Authority,
-	type Cross,
 	generationOf,
 	isValid,
 	newest,
@@ -167,8 +167,8 @@ export function rotate(
 		if (broken !== undefined || !("facts" in next))
 			return make("next", `next signer ${broken}`);
 		const published = publish(domain, signers, next, reach, leaves, now);
-		const cross = certifier(signers, next.facts, now);
-		return cross && !isValid(signers.nextCross, now)
+		const cross = lostCross(signers, "next", now);
+		return cross
 			? {
 					...published,
 					phase: "Publish",
@@ -199,7 +199,7 @@ export function rotate(
 		return make("next", due);
 	const settled = settle(spec, domain, signers, current, reach, leaves, now);
 	if (settled.step) return settled;
-	const cross = recertifier(signers, current, now);
+	const cross = lostCross(signers, "current", now);
 	if (cross)
 		return {
 			...settled,
@@ -214,17 +214,6 @@ export function rotate(
 }
 
 const WITHOUT_CROSS = "cross-certificate not there";
-
-/** Who can certify the current signer once more, where its certificate by the one that everybody trusts is lost. */
-function recertifier(
-	signers: Signers,
-	current: Authority,
-	now: number,
-): Cross | undefined {
-	if (!signers.previous || isValid(signers.cross, now)) return undefined;
-	const cross = certifier(signers, current.facts, now);
-	return cross?.by === "previous" ? cross : undefined;
-}
 
 const tooMany = (domain: Domain, due: string): Wait => ({
 	who: `${domain} CA`,
@@ -292,31 +281,6 @@ const mustWait = (
 	previous !== undefined &&
 	now < previous.facts.notAfter &&
 	previous.facts.notAfter <= partOfLife(facts, PUBLISH_UNTIL);
-
-/** Who certifies a signer of these dates: the newest one that everybody is known to trust. */
-function certifier(
-	{ current, previous }: Signers,
-	validity: Validity,
-	now: number,
-): Cross | undefined {
-	const able = (by: Cross["by"], one: Signers["previous"]) => {
-		if (!one?.pair || !one.facts.isCA || now >= one.facts.notAfter)
-			return undefined;
-		const both = within(validity, one.facts);
-		return both.notBefore < both.notAfter ? { by, validity: both } : undefined;
-	};
-	// One that is not valid yet is able: when our own clock is behind, everybody else trusts it already.
-	const own =
-		"facts" in current && current.keyMatches
-			? able("current", current)
-			: undefined;
-	return able("previous", previous) ?? own;
-}
-
-const within = (inner: Validity, outer: Validity): Validity => ({
-	notBefore: Math.max(inner.notBefore, outer.notBefore),
-	notAfter: Math.min(inner.notAfter, outer.notAfter),
-});
 
 function publish(
 	domain: Domain,

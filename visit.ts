@@ -3,11 +3,9 @@
  * pure and elsewhere (reconcile.ts, manifests.ts, problems.ts); this is the order in which it happens.
  */
 
-import type { Cache } from "./cache.ts";
 import { type Issued, issue, materialOf } from "./certificates.ts";
 import { describe, restart, restartError } from "./consumers.ts";
 import { clean, FINALIZER, setFinalizers } from "./deletion.ts";
-import { hasLeftovers, isSubset, takeOver } from "./drift.ts";
 import {
 	type EtcdStorage,
 	readSpec,
@@ -26,10 +24,7 @@ import {
 import {
 	bundles,
 	certificates,
-	type Data,
-	FILLED_BY,
 	hash,
-	isOwnedBy,
 	leafId,
 	type Material,
 	names,
@@ -42,20 +37,14 @@ import {
 	observe,
 	restartKey,
 } from "./observe.ts";
-import {
-	frozen,
-	invalidSpec,
-	nameTaken,
-	signerPending,
-	targetError,
-	writeError,
-} from "./problems.ts";
+import { invalidSpec, signerPending, targetError } from "./problems.ts";
 import { decide, leafDomain, type Plan } from "./reconcile.ts";
 import type { Wait } from "./rotation.ts";
 import { generationOf, newest } from "./signers.ts";
 import type { Outcome, Problem } from "./status.ts";
 import { targetKey } from "./targets.ts";
 import { availability, workload } from "./workload.ts";
+import { Writer } from "./writer.ts";
 
 /**
  * Brings everything that the EtcdStorage asks for into being, as far as that is possible.
@@ -96,6 +85,7 @@ class Visit {
 	readonly #context: Context;
 	readonly #outcome: Outcome;
 	readonly #seen: Observation;
+	readonly #writer: Writer;
 	/** Ids of certificates whose target could not be written. */
 	readonly #undelivered = new Set<string>();
 
@@ -111,6 +101,7 @@ class Visit {
 		this.#context = context;
 		this.#outcome = outcome;
 		this.#seen = observation;
+		this.#writer = new Writer(storage, context, outcome);
 	}
 
 	async run(): Promise<void> {
@@ -204,17 +195,13 @@ class Visit {
 	 * @returns whether the domain's signers are in the cluster
 	 */
 	async #ensureSigner(domain: Domain, { signers }: Issued): Promise<boolean> {
-		const { environment, owned, kube } = this.#context;
+		const { environment } = this.#context;
 		const desired = signerSecret(this.#storage, environment, domain, signers);
 		const observed = this.#seen.signerSecrets[domain];
-		if (!observed)
-			return this.#attempt("CertificatesReady", desired, async () => {
-				owned.Secret.wrote(await kube.create<Data>(desired));
-				this.#wrote(desired, "created");
-			});
+		if (!observed) return this.#writer.create("CertificatesReady", desired);
 		const { resourceVersion } = observed.metadata;
 		if (resourceVersion) desired.metadata.resourceVersion = resourceVersion;
-		return this.#ensure("CertificatesReady", desired);
+		return this.#writer.ensure("CertificatesReady", desired);
 	}
 
 	/** @returns whether all of ours are in place; a target that is not is a problem of its own and stops nothing */
@@ -224,122 +211,21 @@ class Visit {
 	): Promise<boolean> {
 		const server = names.serverCert(this.#spec.name);
 		const results = objects.map(async (desired) => {
-			const { name, namespace, ownerReferences } = desired.metadata;
-			const ours = namespace === this.#context.environment.namespace;
-			if (!ours || !ownerReferences) return this.#ensureTarget(desired);
-			const ok = await this.#ensure(condition, desired);
-			if (!ok && desired.kind === "Secret" && name === server)
+			const { kind, metadata } = desired;
+			const { name, namespace = "", ownerReferences } = metadata;
+			if (!ownerReferences) {
+				const target = { kind: kind as TargetStatus["kind"], name, namespace };
+				const live = this.#seen.targets.get(targetKey(target));
+				const filled = await this.#writer.fill(target, desired, live);
+				if (!filled && kind === "Secret") this.#undelivered.add(leafId(target));
+				return true;
+			}
+			const ok = await this.#writer.ensure(condition, desired);
+			if (!ok && kind === "Secret" && name === server)
 				this.#undelivered.add("server");
 			return ok;
 		});
 		return (await Promise.all(results)).every((ok) => ok);
-	}
-
-	async #ensure(
-		condition: Problem["condition"],
-		desired: KubeObject,
-	): Promise<boolean> {
-		const { kube, owned } = this.#context;
-		const { name, namespace = "" } = desired.metadata;
-		const cache: Cache<KubeObject> = owned[desired.kind as keyof typeof owned];
-		const live = cache.get(name);
-		if (live && !isOwnedBy(live, this.#storage)) {
-			this.#outcome.problems.push(
-				nameTaken(condition, this.#storage, live, desired.kind, namespace),
-			);
-			return false;
-		}
-		const inPlace =
-			live !== undefined &&
-			isSubset(withoutVersion(desired), live) &&
-			!hasLeftovers(desired, live);
-		const managedFields =
-			live && takeOver(live.metadata.managedFields, !inPlace);
-		if (inPlace && !managedFields) return true;
-		if (live && (live as Data).immutable) {
-			this.#outcome.problems.push(frozen(condition, desired));
-			return false;
-		}
-		return this.#attempt(condition, desired, async () => {
-			if (live && managedFields) {
-				const resourceVersion =
-					desired.metadata.resourceVersion ?? live.metadata.resourceVersion;
-				const { metadata } = await kube.patch<KubeObject>(
-					{
-						apiVersion: desired.apiVersion,
-						kind: desired.kind,
-						name,
-						namespace,
-					},
-					[
-						{
-							op: "replace",
-							path: "/metadata/managedFields",
-							value: managedFields,
-						},
-						{
-							op: "replace",
-							path: "/metadata/resourceVersion",
-							value: resourceVersion,
-						},
-					],
-					"json",
-				);
-				// What had to be as observed was, and is newer now.
-				if (desired.metadata.resourceVersion && metadata.resourceVersion)
-					desired.metadata.resourceVersion = metadata.resourceVersion;
-			}
-			cache.wrote(await kube.apply(desired));
-			this.#wrote(desired, live ? "configured" : "created");
-		});
-	}
-
-	/** What the API server refuses is a problem, and tried again. @returns whether it was written */
-	async #attempt(
-		condition: Problem["condition"],
-		object: KubeObject,
-		write: () => Promise<void>,
-	): Promise<boolean> {
-		try {
-			await write();
-			return true;
-		} catch (error) {
-			if (!isAnswer(error)) throw error;
-			this.#outcome.problems.push(writeError(condition, object, error));
-			return false;
-		}
-	}
-
-	async #ensureTarget(desired: Data): Promise<true> {
-		const { targets, kube } = this.#context;
-		const target: TargetStatus = {
-			kind: desired.kind as TargetStatus["kind"],
-			name: desired.metadata.name,
-			namespace: desired.metadata.namespace ?? "",
-		};
-		const live = this.#seen.targets.get(targetKey(target));
-		if (isSubset(desired, live)) return true;
-		// The first to claim a target gets it: the other one's read is outdated by then.
-		const { annotations, resourceVersion } = live?.metadata ?? {};
-		if (annotations?.[FILLED_BY] !== this.#spec.name && resourceVersion)
-			desired.metadata.resourceVersion = resourceVersion;
-		try {
-			targets.wrote(target, await kube.apply<Data>(desired));
-			this.#wrote(desired, "configured");
-		} catch (error) {
-			targets.forget(target);
-			if (!isAnswer(error)) throw error;
-			if (target.kind === "Secret") this.#undelivered.add(leafId(target));
-			this.#outcome.problems.push(
-				targetError(target, error, live?.immutable ?? false),
-			);
-		}
-		return true;
-	}
-
-	#wrote(object: KubeObject, how: "created" | "configured"): void {
-		const { name, namespace } = object.metadata;
-		this.#outcome.written.push(`${object.kind} ${namespace}/${name} ${how}`);
 	}
 
 	/** @returns what keeps a consumer from being restarted */
@@ -468,8 +354,3 @@ const signerNotWritten = (who: string): Wait => ({
 	message: `${who} cannot be written`,
 	obstacle: false,
 });
-
-function withoutVersion(object: KubeObject): KubeObject {
-	const { resourceVersion: _, ...metadata } = object.metadata;
-	return { ...object, metadata };
-}

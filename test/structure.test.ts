@@ -71,7 +71,8 @@ const layers = [
 	// The controller's.
 	["report.ts", "tables.ts"],
 	["clock.ts", "leader.ts", "metrics.ts", "options.ts", "queue.ts", "visit.ts"],
-	["deletion.ts", "observe.ts"],
+	["deletion.ts", "writer.ts"],
+	["observe.ts"],
 	[
 		...["cache.ts", "certificates.ts", "consumers.ts", "drykube.ts"],
 		...["proxies.ts", "targets.ts"],
@@ -81,6 +82,7 @@ const layers = [
 	["manifests.ts", "status.ts"],
 	["reconcile.ts", "trust.ts"],
 	["rotation.ts"],
+	["certifier.ts"],
 	["signers.ts"],
 	["lifetimes.ts"],
 	["pki.ts", "kube.ts"],
@@ -188,6 +190,7 @@ test("only dependencies of package.json are imported", async () => {
 
 describe.each([
 	"clock.ts",
+	"certifier.ts",
 	"lifetimes.ts",
 	"reconcile.ts",
 	"rotation.ts",

@@ -1,0 +1,167 @@
+/** How objects are brought into being: what is not as it is to be is written, and what cannot be written is a problem. */
+import type { Cache } from "./cache.ts";
+import { hasLeftovers, isSubset, takeOver } from "./drift.ts";
+import type { EtcdStorage, TargetStatus } from "./etcdstorage.ts";
+import type { KubeObject } from "./kube.ts";
+import { type Data, FILLED_BY, isOwnedBy } from "./manifests.ts";
+import { type Context, isAnswer } from "./observe.ts";
+import {
+	frozen,
+	nameTaken,
+	ownObject,
+	targetError,
+	writeError,
+} from "./problems.ts";
+import type { Outcome, Problem } from "./status.ts";
+
+/** Each of its methods tells whether the object is in place, and throws an ApiError where nothing is known about that. */
+export class Writer {
+	readonly #storage: EtcdStorage;
+	readonly #context: Context;
+	/** Gets what was written, and what could not be. */
+	readonly #outcome: Pick<Outcome, "problems" | "written">;
+
+	constructor(
+		storage: EtcdStorage,
+		context: Context,
+		outcome: Pick<Outcome, "problems" | "written">,
+	) {
+		this.#storage = storage;
+		this.#context = context;
+		this.#outcome = outcome;
+	}
+
+	/** One of ours that is not there, as far as was seen: of two writers only one wins. */
+	create(
+		condition: Problem["condition"],
+		desired: KubeObject,
+	): Promise<boolean> {
+		return this.#attempt(condition, desired, async () => {
+			this.#cache(desired).wrote(await this.#context.kube.create(desired));
+			this.#wrote(desired, "created");
+		});
+	}
+
+	/**
+	 * One of ours.
+	 * @param desired with a resourceVersion where it must not have changed since
+	 */
+	async ensure(
+		condition: Problem["condition"],
+		desired: KubeObject,
+	): Promise<boolean> {
+		const { kube } = this.#context;
+		const { name, namespace = "" } = desired.metadata;
+		const cache = this.#cache(desired);
+		const live = cache.get(name);
+		if (live && !isOwnedBy(live, this.#storage)) {
+			this.#outcome.problems.push(
+				nameTaken(condition, this.#storage, live, desired.kind, namespace),
+			);
+			return false;
+		}
+		const inPlace =
+			live !== undefined &&
+			isSubset(withoutVersion(desired), live) &&
+			!hasLeftovers(desired, live);
+		const managedFields =
+			live && takeOver(live.metadata.managedFields, !inPlace);
+		if (inPlace && !managedFields) return true;
+		if (live && (live as Data).immutable) {
+			this.#outcome.problems.push(frozen(condition, desired));
+			return false;
+		}
+		return this.#attempt(condition, desired, async () => {
+			if (live && managedFields) {
+				const resourceVersion =
+					desired.metadata.resourceVersion ?? live.metadata.resourceVersion;
+				const { metadata } = await kube.patch<KubeObject>(
+					{
+						apiVersion: desired.apiVersion,
+						kind: desired.kind,
+						name,
+						namespace,
+					},
+					[
+						{
+							op: "replace",
+							path: "/metadata/managedFields",
+							value: managedFields,
+						},
+						{
+							op: "replace",
+							path: "/metadata/resourceVersion",
+							value: resourceVersion,
+						},
+					],
+					"json",
+				);
+				// What had to be as observed was, and is newer now.
+				if (desired.metadata.resourceVersion && metadata.resourceVersion)
+					desired.metadata.resourceVersion = metadata.resourceVersion;
+			}
+			cache.wrote(await kube.apply(desired));
+			this.#wrote(desired, live ? "configured" : "created");
+		});
+	}
+
+	/**
+	 * A target: somebody else's, of which a part is ours.
+	 * @param live as it was read
+	 */
+	async fill(
+		target: TargetStatus,
+		desired: Data,
+		live: Data | undefined,
+	): Promise<boolean> {
+		const { targets, kube } = this.#context;
+		if (isSubset(desired, live)) return true;
+		// The first to claim a target gets it: the other one's read is outdated by then.
+		const { annotations, resourceVersion } = live?.metadata ?? {};
+		const claimed = annotations?.[FILLED_BY] === this.#storage.metadata.name;
+		if (!claimed && resourceVersion)
+			desired.metadata.resourceVersion = resourceVersion;
+		try {
+			targets.wrote(target, await kube.apply<Data>(desired));
+			this.#wrote(desired, "configured");
+			return true;
+		} catch (error) {
+			targets.forget(target);
+			if (!isAnswer(error)) throw error;
+			this.#outcome.problems.push(
+				targetError(target, error, live?.immutable ?? false),
+			);
+			return false;
+		}
+	}
+
+	#cache({ kind }: KubeObject): Cache<KubeObject> {
+		const { owned } = this.#context;
+		return owned[kind as keyof typeof owned];
+	}
+
+	/** What the API server refuses is a problem, and tried again. */
+	async #attempt(
+		condition: Problem["condition"],
+		object: KubeObject,
+		write: () => Promise<void>,
+	): Promise<boolean> {
+		try {
+			await write();
+			return true;
+		} catch (error) {
+			if (!isAnswer(error)) throw error;
+			this.#outcome.problems.push(writeError(condition, object, error));
+			return false;
+		}
+	}
+
+	#wrote(object: KubeObject, how: "created" | "configured"): void {
+		this.#outcome.written.push(`${ownObject(object)} ${how}`);
+	}
+}
+
+function withoutVersion(object: KubeObject): KubeObject {
+	const { resourceVersion: _, ...metadata } = object.metadata;
+	return { ...object, metadata };
+}
