@@ -426,7 +426,7 @@ function spread(
 	);
 	const chained = isValid(cross, now) && cross?.issuer === previous.subject;
 	// Without the chain who is behind is cut off already, and a CA that must not be trusted does harm while it is.
-	const harmless = !lost && (over || (!distrusted && chained));
+	const harmless = over || (!distrusted && chained);
 	const end = lost ? issuedAt(facts) : previous.notAfter;
 	return {
 		phase: "Spread",

@@ -410,7 +410,7 @@ describe("of a signer's Secret", () => {
 				...{ signer: one.pair, subject: two.facts.pem, validity },
 			});
 			expect(pki.parseCertificates(forged)[0]?.subject).toBe(two.facts.subject);
-			expect(await proven(holding(leaf, crossed), forged)).toEqual([]);
+			expect(await provenCAs(holding(leaf, crossed), [forged])).toEqual([]);
 		});
 	});
 

@@ -900,6 +900,25 @@ const rows: [string, Case, Decision][] = [
 		},
 	],
 	[
+		"who had only a CA that has expired meanwhile is cut off already, and does not make it later for others",
+		{
+			signers: {
+				...{ ...withoutCross, current: broken(a.authority) },
+				trusted: [early(a.authority.facts), b.authority.facts],
+			},
+			now: soon + 1,
+			reach: { unread: [unread] },
+			leaves: [live(MADE.b)],
+		},
+		{
+			phase: "Publish",
+			waits: ["ConsumerNotRestarted"],
+			nextStepAt: MADE.b + LEAF_LIFE * 0.9,
+			harmlessUntil: MADE.b + LEAF_LIFE * 0.9,
+			overdueAt: overdue(MADE.b, MADE.b + LEAF_LIFE * 0.9),
+		},
+	],
+	[
 		"a next signer that is broken is made again",
 		{ signers: { ...publish, next: broken(b.authority) }, now: soon },
 		{
@@ -1329,6 +1348,16 @@ describe("the replacement of a signer:", () => {
 			expect(rotation).not.toHaveProperty("reason");
 		},
 	);
+
+	test("a replacement that cannot be kept is harmless as long as the current signer lives", () => {
+		const { harmlessUntil, overdueAt } = stuck(
+			"a next signer that is broken is made again",
+		);
+		expect([harmlessUntil, overdueAt]).toEqual([END.a, overdue(MADE.a, END.a)]);
+		expect(
+			stuck("when everybody has read it, the spread is confirmed"),
+		).not.toHaveProperty("harmlessUntil");
+	});
 
 	test("the rows come by every phase, every step and every reason", () => {
 		const seen = (what: (decision: Decision) => string | undefined) =>

@@ -349,6 +349,10 @@ test("everybody is known to trust the newest CA whose spread is confirmed, and n
 	expect(
 		names(knownToAll({ ...signers, current, previous: { facts: old.facts } })),
 	).toEqual([oldName]);
+	// Nobody knows what it has replaced.
+	expect(
+		knownToAll({ ...signers, current, previous: { facts: ca.facts } }),
+	).toEqual([]);
 	// The current one is lost.
 	expect(
 		names(knownToAll({ ...signers, current: missing, next: authority(next) })),
