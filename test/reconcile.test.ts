@@ -1349,6 +1349,22 @@ describe("the replacement of a signer:", () => {
 		},
 	);
 
+	test("a replacement that is put off needs a person no more than what it waits for", () => {
+		const puttingOff = (wait: Wait) =>
+			decided({
+				...{ signers: spread, now: soon, reach: { unread: [wait] } },
+				spec: asked({ rotate: "a drill" }),
+			}).waits.map(({ reason, obstacle }) => [reason, obstacle]);
+		expect(puttingOff(unread)).toEqual([
+			["ConsumerNotRestarted", false],
+			["RotationPutOff", false],
+		]);
+		expect(puttingOff({ ...unread, obstacle: true })).toEqual([
+			["ConsumerNotRestarted", true],
+			["RotationPutOff", true],
+		]);
+	});
+
 	test("a replacement that cannot be kept is harmless as long as the current signer lives", () => {
 		const { harmlessUntil, overdueAt } = stuck(
 			"a next signer that is broken is made again",
