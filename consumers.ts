@@ -6,7 +6,7 @@
 
 import { hasField } from "./drift.ts";
 import type { Consumer } from "./etcdstorage.ts";
-import { ApiError, type Kube, kinds } from "./kube.ts";
+import { ApiError, type Kube, kinds, refText } from "./kube.ts";
 import {
 	areAllNewer,
 	belongsTo,
@@ -350,16 +350,13 @@ export function judgeUnnamed({
 	};
 }
 
-export const describe = ({ kind, namespace, name }: Consumer) =>
-	`${kind} ${namespace}/${name}`;
-
 function wait(
 	consumer: Consumer,
 	reason: string,
 	what: string,
 	obstacle: boolean,
 ): Wait {
-	const who = describe(consumer);
+	const who = refText(consumer);
 	return { who, reason, message: `${who} ${what}`, obstacle };
 }
 
@@ -370,7 +367,7 @@ function waiting(
 	before: Consumer | undefined,
 ): Wait {
 	const when = before
-		? `after ${describe(before)}`
+		? `after ${refText(before)}`
 		: "as soon as every kubelet has the new CA";
 	return wait(
 		consumer,
@@ -416,7 +413,7 @@ function undone(consumer: Consumer): Wait {
 }
 
 const unreadable = (consumer: Consumer, error: ApiError) =>
-	unreadableAs(describe(consumer), error);
+	unreadableAs(refText(consumer), error);
 
 const unreadableAs = (who: string, { message }: ApiError): Wait => ({
 	who,

@@ -1,6 +1,6 @@
 /** The API server for a dry run: read as it is, and never written to. */
 
-import { ApiError, Kube, type KubeObject, type Ref } from "./kube.ts";
+import { ApiError, Kube, type KubeObject, type Ref, refText } from "./kube.ts";
 import { type Data, FIELD_MANAGER } from "./manifests.ts";
 
 /** A request that would have changed something. */
@@ -21,7 +21,7 @@ export class DryKube extends Kube {
 
 	override async get<T extends KubeObject>(ref: Ref): Promise<T | undefined> {
 		const found = await reading(super.get<T & Data>(ref));
-		if (found?.immutable) this.#immutable.add(textOf(ref));
+		if (found?.immutable) this.#immutable.add(refText(ref));
 		return found;
 	}
 
@@ -48,7 +48,7 @@ export class DryKube extends Kube {
 	}
 
 	async #write<T>(verb: Write["verb"], ref: Ref, answer: T): Promise<T> {
-		const object = textOf(ref);
+		const object = refText(ref);
 		if (this.#immutable.has(object))
 			throw new ApiError(verb, ref, {
 				code: 422,
@@ -76,6 +76,3 @@ async function reading<T>(answer: Promise<T>): Promise<T> {
 		);
 	}
 }
-
-const textOf = ({ kind, namespace, name }: Ref) =>
-	`${kind} ${namespace ? `${namespace}/` : ""}${name}`;

@@ -151,6 +151,10 @@ export function parseDuration(text: unknown): number | undefined {
 	return match[1] === "-" ? -total : total;
 }
 
+/** Milliseconds since the epoch as RFC 3339 in UTC, to the second, as Kubernetes writes times. */
+export const formatTime = (ms: number): string =>
+	`${new Date(ms).toISOString().slice(0, 19)}Z`;
+
 /** Milliseconds as Go prints durations, rounded to seconds: `730h0m0s`. */
 export function formatDuration(ms: number): string {
 	const seconds = Math.round(ms / SECOND);

@@ -9,12 +9,13 @@ import { DryKube } from "./drykube.ts";
 import {
 	type EtcdStorage,
 	formatDuration,
+	formatTime,
 	isObjectName,
 	readSpec,
 	readStatus,
 } from "./etcdstorage.ts";
 import { type Flags, helpText, parseFlags, UsageError } from "./flags.ts";
-import { type Kind, type KubeObject, loadKubeConfig } from "./kube.ts";
+import { type Kind, type KubeObject, loadKubeConfig, refText } from "./kube.ts";
 import {
 	type Data,
 	FIELD_MANAGER,
@@ -39,12 +40,11 @@ import {
 	type Report,
 	type ShownCertificate,
 	shown,
-	time,
 	unshown,
 } from "./report.ts";
 import type { EventNote } from "./status.ts";
 import { certsText, planText } from "./tables.ts";
-import { TargetReader, targetKey } from "./targets.ts";
+import { TargetReader } from "./targets.ts";
 import type { Verifier } from "./trust.ts";
 import { visit } from "./visit.ts";
 import type { Deployment } from "./workload.ts";
@@ -257,7 +257,7 @@ const certs: Look<Certs> = async (storage, context) => {
 		},
 		...spec.targets
 			.filter((one) => one.kind === "ConfigMap")
-			.map(targetKey)
+			.map(refText)
 			// Of one that could not be read nothing is known.
 			.filter((key) => targets.has(key))
 			.map((key) => ({
@@ -311,7 +311,7 @@ export async function runInspect(
 	const found = select(cluster, name);
 	const look = <T>(how: Look<T>) => each(found, cluster, connect, how);
 	const report = <T>(etcdStorages: T[]): Report<T> => ({
-		now: time(clock.now()),
+		now: formatTime(clock.now()),
 		...(clock.skewMs !== 0 && {
 			note: `this machine's clock is ${formatDuration(Math.abs(clock.skewMs))} ${clock.skewMs > 0 ? "ahead of" : "behind"} the API server's, which is used instead`,
 		}),

@@ -9,6 +9,7 @@ import { createHash } from "node:crypto";
 import {
 	API_VERSION,
 	type EtcdStorage,
+	formatTime,
 	type Requests,
 	type TargetStatus,
 } from "./etcdstorage.ts";
@@ -124,7 +125,7 @@ export function owned(
 }
 
 const describe = (facts: CertificateFacts) => ({
-	[EXPIRY]: `${new Date(facts.notAfter).toISOString().slice(0, 19)}Z`,
+	[EXPIRY]: formatTime(facts.notAfter),
 	[SIGNED_BY]: facts.issuer,
 });
 

@@ -63,6 +63,10 @@ export interface Ref {
 	name: string;
 }
 
+/** As objects are called in messages, logs and maps: `Secret api/etcd-client-cert`. */
+export const refText = ({ kind, namespace, name }: Omit<Ref, "apiVersion">) =>
+	`${kind} ${namespace ? `${namespace}/` : ""}${name}`;
+
 /** One object or, without a name, all of a kind (in a namespace). */
 export type Target = Omit<Ref, "name"> & { name?: string };
 

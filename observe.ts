@@ -6,11 +6,7 @@ import {
 	observeSigners,
 	provenCAs,
 } from "./certificates.ts";
-import {
-	describe as describeConsumer,
-	type Readers,
-	readersBehind,
-} from "./consumers.ts";
+import { type Readers, readersBehind } from "./consumers.ts";
 import { hasField } from "./drift.ts";
 import {
 	type Consumer,
@@ -19,7 +15,7 @@ import {
 	sameTarget,
 	type TargetStatus,
 } from "./etcdstorage.ts";
-import { ApiError, type Kube, type KubeObject } from "./kube.ts";
+import { ApiError, type Kube, type KubeObject, refText } from "./kube.ts";
 import type { Domain } from "./lifetimes.ts";
 import {
 	type Data,
@@ -32,18 +28,13 @@ import {
 	names,
 } from "./manifests.ts";
 import type { CertificateFacts } from "./pki.ts";
-import {
-	coreProblem,
-	describe,
-	targetError,
-	targetProblem,
-} from "./problems.ts";
+import { coreProblem, targetError, targetProblem } from "./problems.ts";
 import { proxiesBehind } from "./proxies.ts";
 import type { Observed } from "./reconcile.ts";
 import { type Reach, spreading, type Wait } from "./rotation.ts";
 import { generationOf, newest, type Signers } from "./signers.ts";
 import { type EventNote, type Problem, TARGET_POLL } from "./status.ts";
-import { type TargetReader, targetKey } from "./targets.ts";
+import type { TargetReader } from "./targets.ts";
 import type { Deployment } from "./workload.ts";
 
 /** What visits work with. */
@@ -70,7 +61,7 @@ export interface Observation {
 	observed: Observed;
 	/** Of the spec's targets, those that may and can be filled. */
 	fillable: TargetStatus[];
-	/** The targets as they were read, by `targetKey`. */
+	/** The targets as they were read, by `refText`. */
 	targets: Map<string, Data | undefined>;
 	/** Also of somebody else, whose content decides nothing. */
 	signerSecrets: Record<Domain, Data | undefined>;
@@ -103,7 +94,7 @@ export async function observe(
 	const coreTrouble = coreProblem(environment, core, now());
 	const { targets, problems } = await readTargets(storage, spec, context);
 	const fillable = spec.targets.filter(
-		(target) => !problems.some((one) => one.object === describe(target)),
+		(target) => !problems.some((one) => one.object === refText(target)),
 	);
 
 	// A foreign object of our name holds nothing that we would sign with, or trust.
@@ -132,7 +123,7 @@ export async function observe(
 	for (const target of fillable)
 		if (target.kind === "Secret")
 			leaves[leafId(target)] = await observeLeaf(
-				targets.get(targetKey(target)),
+				targets.get(refText(target)),
 				signers.client,
 			);
 	const surroundings = {
@@ -175,7 +166,7 @@ async function readTargets(
 	const checks = spec.targets.map(async (target) => {
 		try {
 			const found = await targets.read(target, troubled ? 0 : TARGET_POLL / 4);
-			read.set(targetKey(target), found);
+			read.set(refText(target), found);
 			return targetProblem(
 				storage,
 				environment,
@@ -214,7 +205,7 @@ const filled = (
 		(target) =>
 			target.kind === kind &&
 			(storage.status?.targets?.some((one) => sameTarget(one, target)) ||
-				targets.get(targetKey(target))?.metadata.annotations?.[FILLED_BY] ===
+				targets.get(refText(target))?.metadata.annotations?.[FILLED_BY] ===
 					spec.name),
 	);
 
@@ -224,7 +215,7 @@ const bundlesOf = (targets: Observation["targets"]) =>
 
 /** Of a consumer that was restarted for a CA. */
 export const restartKey = (consumer: Consumer, ca: CertificateFacts) =>
-	`${describeConsumer(consumer)} ${generationOf(ca)}`;
+	`${refText(consumer)} ${generationOf(ca)}`;
 
 /** Bundles are of our own writing: a certificate is in them as it stands. */
 const holds = (bundle: string, ca: CertificateFacts) => bundle.includes(ca.pem);
@@ -273,7 +264,7 @@ async function clientReach(
 				(target) =>
 					!isIn(fillable, target) || isOfFormer(leaves[leafId(target)]),
 			)
-			.map((target) => certificateNotWritten(describe(target))),
+			.map((target) => certificateNotWritten(refText(target))),
 		unread: asked
 			? await proxiesBehind(kube, {
 					namespace,
@@ -304,7 +295,10 @@ async function servingReach(
 	const { kube, environment, now } = context;
 	const { namespace } = environment;
 	const bundles = filled(surroundings, "ConfigMap");
-	const server = `Secret ${namespace}/${names.serverCert(spec.name)}`;
+	const server = refText({
+		...{ kind: "Secret", namespace },
+		name: names.serverCert(spec.name),
+	});
 	const behind = {
 		handedOut: bundles.length > 0,
 		undelivered: isOfFormer(leaves.server)
@@ -314,12 +308,12 @@ async function servingReach(
 	const ca = newest(signers)?.facts;
 	if (!ca) return { ...behind, unwritten: [], unread: [] };
 	const text = (target: TargetStatus) =>
-		targets.get(targetKey(target))?.data?.["serving-ca.crt"] ?? "";
+		targets.get(refText(target))?.data?.["serving-ca.crt"] ?? "";
 	const carriesIt = (target: TargetStatus) =>
 		isIn(fillable, target) && holds(text(target), ca);
 	const unwritten = bundles
 		.filter((target) => !carriesIt(target))
-		.map((target) => bundleNotWritten(describe(target), ca));
+		.map((target) => bundleNotWritten(refText(target), ca));
 	const known = { ...behind, unwritten, unread: [] };
 	if (!spreading(signers, now())) return known;
 	// Who restarts before the bundle is there has to restart again: it is waited for first.
@@ -337,7 +331,7 @@ async function servingReach(
 		published: bundles.filter(carriesIt).map((target) => ({
 			namespace: target.namespace,
 			name: target.name,
-			writtenAt: writtenAt(targets.get(targetKey(target))) ?? now(),
+			writtenAt: writtenAt(targets.get(refText(target))) ?? now(),
 		})),
 		generation: generationOf(ca),
 		now: now(),

@@ -11,6 +11,7 @@ import {
 	type EtcdStorage,
 	type EtcdStorageStatus,
 	formatDuration,
+	formatTime,
 	readSpec,
 	readStatus,
 } from "./etcdstorage.ts";
@@ -341,8 +342,7 @@ class Controller {
 		{ type, reason, message }: EventNote,
 	): Promise<void> {
 		const { name, uid } = storage.metadata;
-		const now = new Date(this.#context.now());
-		const time = now.toISOString().replace(/\.\d+/, "");
+		const time = formatTime(this.#context.now());
 		const event = {
 			apiVersion: "v1",
 			kind: "Event",

@@ -9,7 +9,6 @@ import {
 	sameTarget,
 	type TargetStatus,
 } from "./etcdstorage.ts";
-import type { ApiError, KubeObject } from "./kube.ts";
 import {
 	type Data,
 	type Environment,
@@ -17,13 +16,10 @@ import {
 	ownerOf,
 	secretText,
 } from "./manifests.ts";
+import { type ApiError, type KubeObject, refText } from "./objects.ts";
 import type { CertificateFacts } from "./pki.ts";
 import type { Problem } from "./status.ts";
 import { dataPlane } from "./workload.ts";
-
-/** As it is called in messages. */
-export const describe = (target: TargetStatus) =>
-	`${target.kind} ${target.namespace}/${target.name}`;
 
 const certificatesProblem = (
 	object: string,
@@ -66,7 +62,7 @@ export function targetProblem(
 	found: Data | undefined,
 	others: Iterable<EtcdStorage>,
 ): Problem | undefined {
-	const what = describe(target);
+	const what = refText(target);
 	const kind = target.kind.toLowerCase();
 	if (isOurOwn(environment, target, found))
 		return certificatesProblem(
@@ -124,7 +120,7 @@ export function targetError(
 	error: ApiError,
 	immutable: boolean,
 ): Problem {
-	const what = describe(target);
+	const what = refText(target);
 	const resource = `${target.kind.toLowerCase()}s`;
 	if (error.code === 403)
 		return certificatesProblem(
@@ -162,7 +158,7 @@ export const writeError = (
 	error: ApiError,
 ): Problem => ({
 	condition,
-	object: ownObject(object),
+	object: refText({ ...object, ...object.metadata }),
 	reason: "FailedDeploying",
 	message: error.message,
 	userError: false,
@@ -174,7 +170,7 @@ export function frozen(
 	object: KubeObject,
 ): Problem {
 	const { kind, metadata } = object;
-	const what = ownObject(object);
+	const what = refText({ kind, ...metadata });
 	return {
 		condition,
 		object: what,
@@ -183,9 +179,6 @@ export function frozen(
 		userError: true,
 	};
 }
-
-export const ownObject = ({ kind, metadata }: KubeObject) =>
-	`${kind} ${metadata.namespace}/${metadata.name}`;
 
 /** An object of somebody else in the place of one of ours. It is neither adopted nor deleted. */
 export function nameTaken(
@@ -196,7 +189,7 @@ export function nameTaken(
 	namespace: string,
 ): Problem {
 	const { name } = found.metadata;
-	const what = `${kind} ${namespace}/${name}`;
+	const what = refText({ kind, namespace, name });
 	// The garbage collector is about to remove it: https://kubernetes.io/docs/concepts/architecture/garbage-collection/
 	if (ownerOf(found) === storage.metadata.name)
 		return {

@@ -6,6 +6,7 @@ import type { Write } from "./drykube.ts";
 import {
 	type EtcdStorage,
 	type EtcdStorageStatus,
+	formatTime,
 	readSpec,
 	type Spec,
 } from "./etcdstorage.ts";
@@ -43,8 +44,6 @@ import {
 
 /** RFC 3339 in UTC, to the second. */
 type Time = string;
-export const time = (ms: number): Time =>
-	`${new Date(ms).toISOString().slice(0, 19)}Z`;
 
 /** Both commands' JSON. */
 export interface Report<T> {
@@ -118,7 +117,7 @@ export function planned(
 		),
 		issued: outcome.issued,
 		status: after,
-		nextVisit: time(now + nextVisit(outcome, now, 1)),
+		nextVisit: formatTime(now + nextVisit(outcome, now, 1)),
 	};
 }
 
@@ -219,7 +218,7 @@ export function shown(seen: Seen): Certs {
 		]),
 		breaks: breaks(leaves, verifiers, now).map((one) => ({
 			...one,
-			at: time(one.at),
+			at: formatTime(one.at),
 		})),
 		certificates: [
 			...domains.flatMap((domain) => authorities(seen, domain)),
@@ -227,7 +226,7 @@ export function shown(seen: Seen): Certs {
 				const [leaf] = chain;
 				const dates = leaf && {
 					...life(leaf, now),
-					renewalTime: time(leafRenewalTime(spec.name, one.domain, leaf)),
+					renewalTime: formatTime(leafRenewalTime(spec.name, one.domain, leaf)),
 				};
 				return { ...one, role: "leaf", by: chain.map(issuerOf), ...dates };
 			}),
@@ -244,8 +243,8 @@ export const life = (facts: CertificateFacts, now: number) => {
 	const whole = Math.max(1, facts.notAfter - issuedAt(facts));
 	const left = Math.min(1, Math.max(0, facts.notAfter - now) / whole);
 	return {
-		notBefore: time(facts.notBefore),
-		notAfter: time(facts.notAfter),
+		notBefore: formatTime(facts.notBefore),
+		notAfter: formatTime(facts.notAfter),
 		leftPercent: Math.floor(left * 100),
 	};
 };
@@ -294,7 +293,7 @@ function authorities(
 			}),
 			...(facts &&
 				role === "current" && {
-					renewalTime: time(signerRenewalTime(spec.name, domain, facts)),
+					renewalTime: formatTime(signerRenewalTime(spec.name, domain, facts)),
 				}),
 			...(trouble && { trouble }),
 		}));

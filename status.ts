@@ -7,6 +7,7 @@ import {
 	type EtcdStorage,
 	type EtcdStorageStatus,
 	endpoint,
+	formatTime,
 	type RotationStatus,
 	type Spec,
 	type TargetStatus,
@@ -51,8 +52,6 @@ export interface Outcome {
 	availability?: { available: boolean; ready: number; wanted: number };
 }
 
-const iso = (ms: number) => `${new Date(ms).toISOString().slice(0, 19)}Z`;
-
 /** The whole status after a visit; equal to the one before when nothing that a user sees has changed. */
 export function status(
 	storage: EtcdStorage,
@@ -78,7 +77,7 @@ export function status(
 			lastTransitionTime:
 				old?.status === value && isDate(old.lastTransitionTime)
 					? old.lastTransitionTime
-					: iso(now),
+					: formatTime(now),
 		};
 	};
 
@@ -104,9 +103,9 @@ export function status(
 
 	const list: CertificateStatus[] = outcome.certificates.map((one) => ({
 		name: one.id,
-		notBefore: iso(one.facts.notBefore),
-		notAfter: iso(one.facts.notAfter),
-		renewalTime: iso(one.renewalTime),
+		notBefore: formatTime(one.facts.notBefore),
+		notAfter: formatTime(one.facts.notAfter),
+		renewalTime: formatTime(one.renewalTime),
 		...rotationStatus(
 			rotations.find(({ domain }) => one.id === `${domain}-signer`),
 		),
@@ -152,13 +151,13 @@ function judged(
 	const shown = generation !== undefined && {
 		generation,
 		phase,
-		since: iso(since),
+		since: formatTime(since),
 		reason: rotation.reason ?? (same ? old.reason : REASONS[phase]),
 		...(waits.length > 0 && {
 			waitingFor: waits.map((one) => `${one.reason}: ${one.message}`),
 		}),
 		...(nextStepAt !== undefined &&
-			Number.isFinite(nextStepAt) && { nextStepAt: iso(nextStepAt) }),
+			Number.isFinite(nextStepAt) && { nextStepAt: formatTime(nextStepAt) }),
 	};
 	return {
 		...rotation,
@@ -191,7 +190,7 @@ function blockedMessage({
 	const { waits, harmlessUntil = Number.NaN } = rest;
 	const messages = waits.map((one) => one.message).join("; ");
 	const until = Number.isFinite(harmlessUntil)
-		? `. Harmless until ${iso(harmlessUntil)}; then ${HARM[domain]}`
+		? `. Harmless until ${formatTime(harmlessUntil)}; then ${HARM[domain]}`
 		: "";
 	return `${domain} CA ${generation}, phase ${phase}: ${messages}${until}`;
 }

@@ -1,10 +1,7 @@
 /** Targets live where nothing can be watched: they are read, and what was read is remembered for a while. */
 import type { TargetStatus } from "./etcdstorage.ts";
-import type { Kube } from "./kube.ts";
+import { type Kube, refText } from "./kube.ts";
 import { type Data, emptyTarget } from "./manifests.ts";
-
-export const targetKey = ({ kind, namespace, name }: TargetStatus) =>
-	`${kind} ${namespace}/${name}`;
 
 export class TargetReader {
 	readonly #kube: Kube;
@@ -22,7 +19,7 @@ export class TargetReader {
 	 * @throws ApiError
 	 */
 	async read(target: TargetStatus, maxAge: number): Promise<Data | undefined> {
-		const known = this.#known.get(targetKey(target));
+		const known = this.#known.get(refText(target));
 		if (known && performance.now() - known.readAt < maxAge) return known.object;
 		this.forget(target);
 		const { apiVersion, kind } = emptyTarget(target);
@@ -34,13 +31,13 @@ export class TargetReader {
 	}
 
 	wrote(target: TargetStatus, object: Data | undefined): void {
-		this.#known.set(targetKey(target), {
+		this.#known.set(refText(target), {
 			object,
 			readAt: performance.now(),
 		});
 	}
 
 	forget(target: TargetStatus): void {
-		this.#known.delete(targetKey(target));
+		this.#known.delete(refText(target));
 	}
 }

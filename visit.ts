@@ -4,7 +4,7 @@
  */
 
 import { type Issued, issue, materialOf } from "./certificates.ts";
-import { describe, restart, restartError } from "./consumers.ts";
+import { restart, restartError } from "./consumers.ts";
 import { clean, FINALIZER, setFinalizers } from "./deletion.ts";
 import {
 	type EtcdStorage,
@@ -13,7 +13,7 @@ import {
 	sameTarget,
 	type TargetStatus,
 } from "./etcdstorage.ts";
-import type { KubeObject } from "./kube.ts";
+import { type KubeObject, refText } from "./kube.ts";
 import {
 	type Domain,
 	domains,
@@ -42,7 +42,6 @@ import { decide, leafDomain, type Plan } from "./reconcile.ts";
 import type { Wait } from "./rotation.ts";
 import { generationOf, newest } from "./signers.ts";
 import type { Outcome, Problem } from "./status.ts";
-import { targetKey } from "./targets.ts";
 import { availability, workload } from "./workload.ts";
 import { Writer } from "./writer.ts";
 
@@ -215,7 +214,7 @@ class Visit {
 			const { name, namespace = "", ownerReferences } = metadata;
 			if (!ownerReferences) {
 				const target = { kind: kind as TargetStatus["kind"], name, namespace };
-				const live = this.#seen.targets.get(targetKey(target));
+				const live = this.#seen.targets.get(refText(target));
 				const filled = await this.#writer.fill(target, desired, live);
 				if (!filled && kind === "Secret") this.#undelivered.add(leafId(target));
 				return true;
@@ -242,7 +241,7 @@ class Visit {
 		try {
 			await restart(kube, consumer, generationOf(ca));
 			restarts.add(restartKey(consumer, ca));
-			this.#outcome.written.push(`${describe(consumer)} restarted`);
+			this.#outcome.written.push(`${refText(consumer)} restarted`);
 			return undefined;
 		} catch (error) {
 			if (!isAnswer(error)) throw error;

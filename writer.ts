@@ -2,16 +2,10 @@
 import type { Cache } from "./cache.ts";
 import { hasLeftovers, isSubset, takeOver } from "./drift.ts";
 import type { EtcdStorage, TargetStatus } from "./etcdstorage.ts";
-import type { KubeObject } from "./kube.ts";
+import { type KubeObject, refText } from "./kube.ts";
 import { type Data, FILLED_BY, isOwnedBy } from "./manifests.ts";
 import { type Context, isAnswer } from "./observe.ts";
-import {
-	frozen,
-	nameTaken,
-	ownObject,
-	targetError,
-	writeError,
-} from "./problems.ts";
+import { frozen, nameTaken, targetError, writeError } from "./problems.ts";
 import type { Outcome, Problem } from "./status.ts";
 
 /** Each of its methods tells whether the object is in place, and throws an ApiError where nothing is known about that. */
@@ -157,7 +151,9 @@ export class Writer {
 	}
 
 	#wrote(object: KubeObject, how: "created" | "configured"): void {
-		this.#outcome.written.push(`${ownObject(object)} ${how}`);
+		this.#outcome.written.push(
+			`${refText({ ...object, ...object.metadata })} ${how}`,
+		);
 	}
 }
 
