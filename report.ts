@@ -2,6 +2,8 @@
  * What `etcdproxy-controller plan` and `etcdproxy-controller certs` say, as values: the fields of their JSON, which are an
  * interface to others, and what tables.ts prints. Pure. Of certificates they carry names and dates; never a key, nor PEM.
  */
+
+import { unnamed } from "./consumers.ts";
 import type { Write } from "./drykube.ts";
 import {
 	type EtcdStorage,
@@ -17,6 +19,7 @@ import {
 	leafRenewalTime,
 	signerRenewalTime,
 } from "./lifetimes.ts";
+import { refText } from "./objects.ts";
 import type { Observation } from "./observe.ts";
 import type { CertificateFacts } from "./pki.ts";
 import { leafDomain, type Plan } from "./reconcile.ts";
@@ -316,11 +319,15 @@ function verifiersOf(
 		message,
 	}));
 	const whoever = domain === "client" ? "proxies" : "API servers";
+	const bundles = spec.targets.filter(({ kind }) => kind === "ConfigMap");
 	const others =
 		domain === "serving" && spec.consumers.length > 0
-			? spec.consumers
-					.map((one) => `${one.kind} ${one.namespace}/${one.name}`)
-					.filter((who) => !behind.some((one) => one.who === who))
+			? [
+					...spec.consumers.map(refText),
+					...unnamed(bundles, spec.consumers).map(
+						(one) => `API servers with ${refText(one)}`,
+					),
+				].filter((who) => !behind.some((one) => one.who === who))
 			: behind.length > 0
 				? []
 				: [`${whoever} that run`];

@@ -25,6 +25,7 @@ import {
 	bundles,
 	certificates,
 	hash,
+	isOwnedBy,
 	leafId,
 	type Material,
 	names,
@@ -42,7 +43,7 @@ import { decide, leafDomain, type Plan } from "./reconcile.ts";
 import type { Wait } from "./rotation.ts";
 import { generationOf, newest } from "./signers.ts";
 import type { Outcome, Problem } from "./status.ts";
-import { availability, workload } from "./workload.ts";
+import { availability, dataPlane, workload } from "./workload.ts";
 import { Writer } from "./writer.ts";
 
 /**
@@ -157,7 +158,7 @@ class Visit {
 		// Pods that cannot work are not made; those that run are kept in repair.
 		const running = owned.Deployment.get(names.workload(this.#spec.name));
 		if (
-			delivered &&
+			(delivered || this.#canMount()) &&
 			able.length === domains.length &&
 			(!coreTrouble || running)
 		)
@@ -175,6 +176,18 @@ class Visit {
 			owned.Deployment.get(names.workload(this.#spec.name)),
 		);
 		await this.#cleanFormerTargets();
+	}
+
+	/** Whether gateways can start with what lies there, though not all of it is as it is to be. etcd's own proxies are told apart by the newest. */
+	#canMount(): boolean {
+		const { owned, environment } = this.#context;
+		const bundle = owned.ConfigMap.get(names.clientCA(this.#spec.name));
+		const server = owned.Secret.get(names.serverCert(this.#spec.name));
+		return (
+			dataPlane(environment.proxyImage) === "gateway" &&
+			[bundle, server].every((one) => one && isOwnedBy(one, this.#storage)) &&
+			bundle?.data?.["client-ca.crt"] !== undefined
+		);
 	}
 
 	/** Whether the bundle that lies there for the proxies, and cannot be changed, is enough for new client certificates. */

@@ -329,6 +329,30 @@ describe("certs", () => {
 		});
 	});
 
+	test("names those who read a bundle that no consumer is named for beside consumers", async () => {
+		const { observed, asked, later } = await spreading();
+		const target = {
+			kind: "ConfigMap",
+			name: "ca",
+			namespace: "other",
+		} as const;
+		const targets = [...asked.targets, target];
+		const serving = (wanted: typeof asked) =>
+			shown(see(observed, later, wanted))
+				.verifiers.filter(({ domain }) => domain === "serving")
+				.map(({ who }) => who);
+		const who = "API servers with ConfigMap other/ca";
+		expect(serving({ ...asked, targets })).toContain(who);
+		expect(serving(asked)).not.toContain(who);
+		const consumer = {
+			kind: "Deployment",
+			name: "a",
+			namespace: "other",
+		} as const;
+		const consumers = [...asked.consumers, consumer];
+		expect(serving({ ...asked, targets, consumers })).not.toContain(who);
+	});
+
 	test("says when who is behind is cut off, if that is before the certificate expires", async () => {
 		const { observed, asked, later } = await spreading();
 		// As if it had been renewed shortly before the former CA's end.

@@ -177,6 +177,12 @@ test.concurrent(
 		const trusted = await bundle(name, "client");
 		const shown = await leaf(name, "client");
 		expect(accepts("client", shown, trusted)).toBe("OK");
+		// What lies there is enough for proxies.
+		await own("delete", "deployment", `etcd-${name}`);
+		await until(
+			() => on.api.get("Deployment", `etcd-${name}`),
+			"the Deployment is back",
+		);
 		// What a CA signs that is in no bundle, and certified by none, is not handed out, and not said to be.
 		await own("delete", "secret", `${name}-client-signer`);
 		await until(
