@@ -306,7 +306,12 @@ describe("what somebody edits by hand", () => {
 	beforeAll(() => on.api.tenant("edited"), 30_000);
 
 	test("in the status is put right", async () => {
-		const { status } = await on.api.get("EtcdStorage", "edited");
+		// The visit after the one that has made the signers tells when they are due for others.
+		const status = await until(async () => {
+			const { status: now } = await on.api.get("EtcdStorage", "edited");
+			const signers = now.certificates.filter((one: Json) => one.rotation);
+			return signers.every((one: Json) => one.rotation.nextStepAt) && now;
+		}, "all is told");
 		const other = {
 			endpoint: "https://elsewhere:2379",
 			nextExpiry: "never",
