@@ -621,7 +621,8 @@ describe("CredentialFiles", () => {
 		const storm = (async () => {
 			while (!stopped) {
 				await swap(swaps++ % 2 === 0 ? "two" : "one");
-				await Bun.sleep(60);
+				// Some too soon after the last for anybody to read them, some not.
+				await Bun.sleep(20 + Math.random() * 200);
 			}
 		})();
 		while (loaded.length < 4) await files.poll();
