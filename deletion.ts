@@ -88,6 +88,10 @@ export async function setFinalizers(
 		patch,
 		"merge",
 	);
-	// A deleted EtcdStorage is gone with its last finalizer, whatever the answer shows.
-	if (!written.metadata.deletionTimestamp) context.storages.wrote(written);
+	// With its last finalizer a deleted EtcdStorage is gone, whatever the answer shows. It is forgotten at once: its objects
+	// go now, and whoever hears of that before the watch tells would finalize it again.
+	const { deletionTimestamp, finalizers: left = [] } = written.metadata;
+	if (deletionTimestamp && left.length === 0)
+		context.storages.event("DELETED", written);
+	else context.storages.wrote(written);
 }

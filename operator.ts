@@ -248,13 +248,9 @@ class Controller {
 
 	/** One visit, and everything that is made from its outcome. Resolves to the milliseconds until the next one. */
 	async #work(name: string): Promise<number | undefined> {
-		const known = this.#context.storages.get(name);
-		if (!known) {
-			this.#known.delete(name);
-			this.#steps.delete(name);
-			this.#told.delete(name);
-			return undefined;
-		}
+		const { storages } = this.#context;
+		const known = storages.get(name);
+		if (!known) return this.#forget(name);
 		const storage = { ...known, status: readStatus(known) };
 		const done = this.#metrics.reconcileSeconds.startTimer();
 		try {
@@ -262,7 +258,7 @@ class Controller {
 				await finalize(storage, this.#context);
 				this.#metrics.reconciles.inc({ result: "success" });
 				this.#log("INFO", "deleted; its keys stay in the core etcd", name);
-				return undefined;
+				return storages.get(name) ? undefined : this.#forget(name);
 			}
 			// A status by another hand: somebody else is at work, and the targets may not be as we remember them.
 			if (!isDeepStrictEqual(known.status, this.#told.get(name)))
@@ -288,6 +284,12 @@ class Controller {
 		} finally {
 			done();
 		}
+	}
+
+	#forget(name: string): undefined {
+		this.#known.delete(name);
+		this.#steps.delete(name);
+		this.#told.delete(name);
 	}
 
 	/** Log, status and events: each only where something has changed. Resolves to the status, and to what was written. */

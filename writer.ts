@@ -2,7 +2,7 @@
 import type { Cache } from "./cache.ts";
 import { hasLeftovers, isSubset, takeOver } from "./drift.ts";
 import type { EtcdStorage, TargetStatus } from "./etcdstorage.ts";
-import { type KubeObject, refText } from "./kube.ts";
+import { ApiError, type KubeObject, refText } from "./kube.ts";
 import { type Data, FILLED_BY, isOwnedBy } from "./manifests.ts";
 import { type Context, isAnswer } from "./observe.ts";
 import { frozen, nameTaken, targetError, writeError } from "./problems.ts";
@@ -140,6 +140,7 @@ export class Writer {
 		object: KubeObject,
 		write: () => Promise<void>,
 	): Promise<boolean> {
+		this.#mustStay(object);
 		try {
 			await write();
 			return true;
@@ -148,6 +149,24 @@ export class Writer {
 			this.#outcome.problems.push(writeError(condition, object, error));
 			return false;
 		}
+	}
+
+	/**
+	 * An object that was orphaned meanwhile (`kubectl delete --cascade=orphan`) would get its owner back, and go with it.
+	 * @throws ApiError (409), which ends the visit, where the EtcdStorage is about to go
+	 */
+	#mustStay({ apiVersion, kind, metadata }: KubeObject): void {
+		const { name, uid } = this.#storage.metadata;
+		const now = this.#context.storages.get(name)?.metadata;
+		if (now?.uid === uid && now?.deletionTimestamp === undefined) return;
+		throw new ApiError(
+			"apply",
+			{ ...metadata, apiVersion, kind },
+			{
+				...{ code: 409, reason: "Conflict" },
+				message: `EtcdStorage ${name} was deleted meanwhile`,
+			},
+		);
 	}
 
 	#wrote(object: KubeObject, how: "created" | "configured"): void {
