@@ -24,17 +24,24 @@ export interface ElectionOptions {
 	onLeader?(identity: string): void;
 }
 
-const LEASE_MS = 15_000;
+/** With what a candidate takes to notice, another leads within 15 s after a leader has died without a word. */
+const LEASE_MS = 10_000;
 const RETRY_MS = 2_000;
 /** A leader that could not renew for this long stops, well before anybody else may take over. */
-const RENEW_DEADLINE_MS = 10_000;
-/** For the client that is used here: short enough to try again on another connection before the deadline. */
+const RENEW_DEADLINE_MS = 8_000;
+/** For the client that is used here: short enough to try again on another connection before the deadline, if soon. */
 export const REQUEST_TIMEOUT_MS = 3_000;
+const RETRY_FAILED_MS = 500;
 
 /** Being the leader. */
 export interface Leadership {
 	/** Resolves with the reason when the lease could not be kept. */
 	lost: Promise<string>;
+	/**
+	 * Whether this is the leader at this very moment. To be asked right before every write: a process that was paused, or
+	 * whose event loop was blocked, goes on where it was, and its timers tell it only later that its time is up.
+	 */
+	holds(): boolean;
 	/** Ends it, so that another replica takes over at once. Rejects with ApiError where the lease has to run out instead. */
 	release(): Promise<void>;
 }
@@ -60,8 +67,9 @@ export async function elect(
 			performance.now() - seen.at >
 				(lease.spec.leaseDurationSeconds ?? 15) * 1000;
 		if (free) {
+			const asked = performance.now();
 			const mine = await attempt(() => take(kube, options, lease));
-			if (mine) return keep(kube, options, mine);
+			if (mine) return keep(kube, options, mine, asked);
 		}
 		await pause(RETRY_MS, options.signal);
 	}
@@ -105,12 +113,20 @@ function take(
 	return kube.patch(ref, { metadata: { resourceVersion }, spec }, "merge");
 }
 
-function keep(kube: Kube, options: ElectionOptions, taken: Lease): Leadership {
+/** @param asked when the lease was asked for, by performance.now(): from then on others count its time, or later */
+function keep(
+	kube: Kube,
+	options: ElectionOptions,
+	taken: Lease,
+	asked: number,
+): Leadership {
 	const ref = reference(options);
 	const over = new AbortController();
 	const lost = Promise.withResolvers<string>();
 	let version = taken.metadata.resourceVersion;
 	let trouble = "no answer";
+	let renewed = asked;
+	const left = () => renewed + RENEW_DEADLINE_MS - performance.now();
 	const end = (reason: string) => {
 		over.abort();
 		clearTimeout(deadline);
@@ -119,9 +135,11 @@ function keep(kube: Kube, options: ElectionOptions, taken: Lease): Leadership {
 	// A timer, since a request on a dead connection does not even fail in time.
 	const giveUp = () =>
 		end(`not renewed for ${RENEW_DEADLINE_MS / 1000}s: ${trouble}`);
-	let deadline = setTimeout(giveUp, RENEW_DEADLINE_MS);
+	let deadline = setTimeout(giveUp, left());
 
-	const renew = async () => {
+	/** Resolves to the milliseconds until the next time. */
+	const renew = async (): Promise<number> => {
+		const now = performance.now();
 		const patch = {
 			metadata: { resourceVersion: version },
 			spec: { renewTime: microTime() },
@@ -129,30 +147,34 @@ function keep(kube: Kube, options: ElectionOptions, taken: Lease): Leadership {
 		try {
 			const lease = await kube.patch<Lease>(ref, patch, "merge");
 			version = lease.metadata.resourceVersion;
+			renewed = now;
 			clearTimeout(deadline);
-			if (!over.signal.aborted)
-				deadline = setTimeout(giveUp, RENEW_DEADLINE_MS);
+			if (!over.signal.aborted) deadline = setTimeout(giveUp, left());
+			return RETRY_MS;
 		} catch (error) {
 			if (!(error instanceof ApiError)) throw error;
 			trouble = error.message;
 			if (error.code === 404) end("its Lease was deleted");
 			// Not lost yet: it may be our own renewal, whose answer did not arrive, or somebody's label.
-			if (error.code !== 409) return;
+			if (error.code !== 409) return RETRY_FAILED_MS;
 			const lease = await attempt(() => kube.get<Lease>(ref));
 			const leader = lease?.spec?.holderIdentity;
 			if (lease && leader !== options.identity)
 				end(`${leader || "nobody"} leads`);
 			version = lease?.metadata.resourceVersion ?? version;
+			return RETRY_FAILED_MS;
 		}
 	};
 	const renewals = (async () => {
+		let next = RETRY_MS;
 		while (!over.signal.aborted) {
-			await pause(RETRY_MS, over.signal);
-			if (!over.signal.aborted) await renew();
+			await pause(next, over.signal);
+			if (!over.signal.aborted) next = await renew();
 		}
 	})();
 	return {
 		lost: lost.promise,
+		holds: () => !over.signal.aborted && left() > 0,
 		async release() {
 			end("released");
 			await renewals;

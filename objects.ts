@@ -82,7 +82,7 @@ export interface Status {
 export class ApiError extends Error {
 	/** The HTTP status; 0 when there was no answer, or none that can be read. */
 	readonly code: number;
-	/** The server's CamelCase reason; "Unreachable" or "Malformed" with code 0. */
+	/** The server's CamelCase reason; "Unreachable", "Malformed" or "Fenced" with code 0. */
 	readonly reason: string;
 	readonly retryAfterMs: number | undefined;
 	readonly verb: string;

@@ -66,6 +66,7 @@ class Controller {
 	/** Visits in a row that took a step, by EtcdStorage. */
 	readonly #steps = new Map<string, number>();
 	#leading = false;
+	#holdsLease = () => true;
 	/** Whether our clock was found to be wrong. */
 	#skewed = false;
 
@@ -96,7 +97,10 @@ class Controller {
 				},
 				...more,
 			});
-		const kube = client();
+		const kube = client({
+			fence: () =>
+				this.#holdsLease() ? undefined : "another replica may lead by now",
+		});
 		this.#leaseClient = client({ requestTimeoutMs: REQUEST_TIMEOUT_MS });
 		this.#context = {
 			kube,
@@ -148,7 +152,10 @@ class Controller {
 				signal: stopped.signal,
 				onLeader: (leader) => this.#log("INFO", `${leader} leads; waiting`),
 			});
-			if (leadership) this.#log("INFO", "leading");
+			if (leadership) {
+				this.#holdsLease = leadership.holds;
+				this.#log("INFO", "leading");
+			}
 		}
 		this.#leading = !stopped.signal.aborted;
 		this.#enqueueAll();

@@ -46,6 +46,8 @@ export interface TransportOptions {
 	requestTimeoutMs?: number;
 	/** Silence on a watch after which to ask for a sign of life; 12 000 unless told. */
 	pingMs?: number;
+	/** Asked right before every write, again before it is repeated: the reason why there must be none now. */
+	fence?(): string | undefined;
 	/** Called after every attempt of every request. */
 	onRequest?(report: RequestReport): void;
 }
@@ -89,8 +91,8 @@ const methods = {
 	create: "POST",
 	apply: "PATCH",
 	patch: "PATCH",
-	delete: "DELETE",
 };
+const writes: Call["verb"][] = ["create", "apply", "patch"];
 
 /**
  * Credentials are read for every request, as tokens and certificates rotate.
@@ -132,6 +134,14 @@ export class Transport {
 		}
 	}
 
+	/** @throws ApiError with the reason "Fenced" */
+	#checkFence({ verb, target }: Call): void {
+		if (!writes.includes(verb)) return;
+		const message = this.#options.fence?.();
+		if (message !== undefined)
+			throw new ApiError(verb, target, { reason: "Fenced", message });
+	}
+
 	/** Sends the call; an answer other than 2xx is thrown. The body is still to come. */
 	async exchange(
 		call: Call,
@@ -143,8 +153,9 @@ export class Transport {
 		const started = performance.now();
 		let code = 0;
 		let date: string | null = null;
-		const send = () =>
-			fetch(url, {
+		const send = async () => {
+			this.#checkFence(call);
+			return fetch(url, {
 				method: methods[call.verb],
 				headers: {
 					...connection.headers,
@@ -158,6 +169,7 @@ export class Transport {
 				redirect: "manual",
 				signal,
 			});
+		};
 		try {
 			const response = await send().catch((error) => {
 				if (!NO_HTTP2.includes(error.code)) throw error;

@@ -350,6 +350,32 @@ describe("the verbs", () => {
 		});
 	});
 
+	test("write nothing while the fence is up, and read all the same", async () => {
+		let fence: string | undefined = "somebody else may lead by now";
+		const fenced = new Kube(loadKubeConfig(cluster.kubeconfig), {
+			fieldManager: "kube-test",
+			fence: () => fence,
+		});
+		const object = configMap("fenced", {});
+		const ref = { ...object, ...object.metadata };
+		for (const write of [
+			() => fenced.create(object),
+			() => fenced.apply(object),
+			() => fenced.patch(ref, { data: { a: "b" } }, "merge"),
+		])
+			expect(await failure(write())).toMatchObject({
+				code: 0,
+				reason: "Fenced",
+				message: expect.stringContaining(
+					"ConfigMap default/fenced: Fenced: somebody else may lead by now",
+				),
+			});
+		expect(await fenced.get(ref)).toBeUndefined();
+		fence = undefined;
+		await fenced.create(object);
+		expect(await fenced.get(ref)).toBeDefined();
+	});
+
 	test("an error names verb, kind, namespace, name and the server's words", async () => {
 		const mallory = client(await cluster.kubeconfigFor("mallory"));
 		const secret = { apiVersion: "v1", kind: "Secret", namespace: "apps" };

@@ -135,10 +135,10 @@ describe("a leader", () => {
 		const lostAfter = seconds(muted);
 		await next.leadership;
 		const tookOverAfter = seconds(muted);
-		expect(reason).toStartWith("not renewed for 10s: patch Lease");
-		expect(lostAfter).toBeLessThan(13);
+		expect(reason).toStartWith("not renewed for 8s: patch Lease");
+		expect(lostAfter).toBeLessThan(10);
 		expect(tookOverAfter).toBeGreaterThan(lostAfter + 1);
-		expect(tookOverAfter).toBeLessThan(25);
+		expect(tookOverAfter).toBeLessThan(20);
 	}, 60_000);
 
 	test.concurrent("that somebody else's hand has replaced, or whose lease is deleted, is told so", async () => {
@@ -181,14 +181,12 @@ describe("a leader", () => {
 		const leader = await stand("dying", "leader", { kube: client(path) })
 			.leadership;
 		relay.mute();
-		const muted = performance.now();
 		const before = (await lease("dying")).renewTime;
 		const renewed = until(
 			async () => (await lease("dying")).renewTime > before,
 			"the lease is renewed",
 		);
 		expect(await Promise.race([leader?.lost, renewed])).toBeTrue();
-		expect(seconds(muted)).toBeLessThan(12);
 		expect(relay.connections).toBe(2);
 		await leader?.release();
 	}, 60_000);
@@ -210,7 +208,7 @@ describe("of several controllers with --leader-elect", () => {
 	const leads = (controller: Controller) =>
 		until(() => controller.log().includes(" leading\n"), "it leads", 30_000);
 
-	test.concurrent("one leads and writes; another takes over from a stopped one at once, from a killed one in 20 s, and nothing is lost", async () => {
+	test.concurrent("one leads and writes; another takes over from a stopped one at once, from a killed one in 15 s, and nothing is lost", async () => {
 		const names = numbered("elected", 20);
 		await cluster.apply(...targets("elected", names));
 		const first = await start("first");
@@ -245,7 +243,7 @@ describe("of several controllers with --leader-elect", () => {
 			`takeover: ${handedOver.toFixed(1)} s after SIGTERM, ${tookOver.toFixed(1)} s after SIGKILL`,
 		);
 		expect(handedOver).toBeLessThan(10);
-		expect(tookOver).toBeLessThan(25);
+		expect(tookOver).toBeLessThan(20);
 		await expectChains(cluster, "elected", names);
 
 		const leaders = [first, second, third].map(({ who }) => who);
@@ -256,4 +254,40 @@ describe("of several controllers with --leader-elect", () => {
 			.filter((credential, index, all) => credential !== all[index - 1]);
 		expect(writers).toEqual(leaders.map(({ credential }) => credential));
 	}, 120_000);
+
+	test("one that is paused in the middle of its work, and wakes up when another leads, writes nothing more", async () => {
+		const names = numbered("paused", 60);
+		await cluster.apply(...targets("paused", names));
+		const paused = await start("paused");
+		await leads(paused);
+		const next = await start("next");
+		await until(() => next.log().includes(" leads; waiting"), "it waits");
+		await cluster.apply(...storages("paused", names));
+		await until(() => paused.log().includes(" created"), "there is work");
+		const at = performance.now();
+		paused.process.kill("SIGSTOP");
+		await leads(next);
+		console.log(`takeover: ${seconds(at).toFixed(1)} s after SIGSTOP`);
+		await until(() => next.log().includes(" created"), "there is work left");
+		paused.process.kill("SIGCONT");
+		expect(await paused.process.exited).toBe(1);
+		expect(paused.log()).toContain("leadership lost: ");
+		await settled(cluster, names);
+		await next.stop();
+		await expectChains(cluster, "paused", names);
+
+		const leaders = [paused, next].map(({ who }) => who);
+		const writers = (await audited(cluster, ...leaders))
+			.filter((request) => isWrite(request) && request.resource !== "leases")
+			.map(({ credential }) => credential)
+			.filter((credential, index, all) => credential !== all[index - 1]);
+		expect(writers).toEqual(leaders.map(({ credential }) => credential));
+	}, 120_000);
 });
+
+test("a leader whose process was blocked for longer than its lease knows it before any timer tells it", async () => {
+	const leadership = await leaderOf("blocked");
+	expect(leadership.holds()).toBeTrue();
+	Bun.sleepSync(9_000);
+	expect(leadership.holds()).toBeFalse();
+}, 30_000);
