@@ -6,6 +6,7 @@ import { NAMESPACE } from "./harness.ts";
 
 /** https://kubernetes.io/docs/reference/access-authn-authz/authentication/#service-account-tokens */
 const CREDENTIAL_ID = "authentication.kubernetes.io/credential-id";
+const POD_NAME = "authentication.kubernetes.io/pod-name";
 
 export interface Identity {
 	/** Path of a kubeconfig with the rights of the controller's ServiceAccount. */
@@ -43,42 +44,74 @@ export interface AuditedRequest {
 	code: number;
 	/** When it was received, milliseconds since the epoch. */
 	at: number;
-	credential: string;
+	/** Undefined for a client certificate. */
+	credential?: string;
+	user: string;
+	/** Of a ServiceAccount's token that was made for one. */
+	pod?: string;
+	/** Empty for the core group. */
+	apiGroup: string;
+	/** What the authorizer said, and which binding it was by. */
+	decision: string;
+	reason: string;
 }
 
-/** All requests of tokens so far, oldest first. The API server writes the log before it answers. */
-export async function audited(
+/**
+ * All requests so far, oldest first; of watches that still go on the beginning. The API server writes the log before it
+ * answers.
+ */
+export async function allRequests(
 	cluster: ControlPlane,
-	...identities: Identity[]
 ): Promise<AuditedRequest[]> {
 	const text = await readFile(cluster.auditLog, "utf8");
-	const requests: AuditedRequest[] = [];
+	const requests = new Map<string, AuditedRequest>();
 	for (const line of text.split("\n")) {
 		// A line may be half written.
 		if (!line.endsWith("}")) continue;
 		const event = JSON.parse(line);
-		const [credential] = event.user?.extra?.[CREDENTIAL_ID] ?? [];
-		if (!identities.some((one) => one.credential === credential)) continue;
-		if (event.stage !== "ResponseComplete" && event.stage !== "Panic") continue;
 		const {
 			resource = event.requestURI,
 			subresource,
-			namespace,
-			name,
+			...object
 		} = event.objectRef ?? {};
-		requests.push({
+		const { username, extra } = event.user;
+		requests.set(event.auditID, {
 			verb: event.verb,
 			resource: subresource ? `${resource}/${subresource}` : resource,
-			namespace,
-			name,
+			namespace: object.namespace,
+			name: object.name,
 			code: event.responseStatus?.code ?? 0,
 			at: Date.parse(event.requestReceivedTimestamp),
-			credential,
+			credential: extra?.[CREDENTIAL_ID]?.[0],
+			user: username,
+			pod: extra?.[POD_NAME]?.[0],
+			apiGroup: object.apiGroup ?? "",
+			decision: event.annotations?.["authorization.k8s.io/decision"] ?? "",
+			reason: event.annotations?.["authorization.k8s.io/reason"] ?? "",
 		});
 	}
-	return requests.sort((a, b) => a.at - b.at);
+	return [...requests.values()].sort((a, b) => a.at - b.at);
 }
+
+/** Those of tokens. */
+export const audited = async (
+	cluster: ControlPlane,
+	...identities: Identity[]
+): Promise<AuditedRequest[]> =>
+	(await allRequests(cluster)).filter(({ credential }) =>
+		identities.some((one) => one.credential === credential),
+	);
 
 /** Requests that changed something, or would have. */
 export const isWrite = ({ verb }: AuditedRequest) =>
 	["create", "update", "patch", "delete", "deletecollection"].includes(verb);
+
+/** Whoever changed something, oldest first, each once for as long as nobody else did. Leases are what they quarrel about. */
+export const inTurn = (
+	requests: AuditedRequest[],
+	who: "pod" | "credential",
+): (string | undefined)[] =>
+	requests
+		.filter((request) => isWrite(request) && request.resource !== "leases")
+		.map((request) => request[who])
+		.filter((one, index, all) => one !== all[index - 1]);

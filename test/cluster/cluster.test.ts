@@ -3,17 +3,18 @@
  * One cluster for all; the tests go in order and build on each other, as a cluster's life does.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { readdirSync, readFileSync } from "node:fs";
+import { closeSync, openSync, readdirSync, readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import type { EtcdStorage } from "../../etcdstorage.ts";
+import { allRequests, inTurn } from "../audit.ts";
 import { etcdStorage, FIRST_BUILD, type Json, until } from "../harness.ts";
+import { granted, used } from "../rights.ts";
 import {
-	applyFile,
+	applied,
 	type Demo,
 	etcdctl,
 	runDemo,
-	startController,
 	tenantClient,
 	underLoad,
 	waitFor,
@@ -23,7 +24,7 @@ import { CONCURRENCY } from "./load.ts";
 import { type Cluster, startCluster } from "./node.ts";
 import { etcdImage, programImage } from "./nodeconfig.ts";
 import { obstacle } from "./prerequisites.ts";
-import { processesWith } from "./processes.ts";
+import { processesWith, run } from "./processes.ts";
 import { terminalLog } from "./steps.ts";
 
 const reason = await obstacle();
@@ -32,6 +33,7 @@ if (reason !== undefined) console.log(`skipped: ${reason}`);
 const NAME = "sample-apiserver";
 const NAMESPACE = "kube-apiserver-storage";
 const TENANT = "k8s-sample-apiserver";
+const SERVICE_ACCOUNT = `system:serviceaccount:${NAMESPACE}:etcdproxy-controller-sa`;
 const MINUTE = 60_000;
 
 describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
@@ -607,10 +609,7 @@ describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 		"etcd's own proxies take the gateways' place and the other way round, while the API server works on",
 		async () => {
 			const move = async (image: string) => {
-				await demo.controller.stop();
-				demo.controller = await startController(cluster, demo.binary, [
-					`--etcd-proxy-image=${image}`,
-				]);
+				await demo.controller.setFlag("etcd-proxy-image", image);
 				await until(
 					async () =>
 						(await deployment()).spec.template.spec.containers[0].image ===
@@ -690,44 +689,93 @@ describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 	);
 
 	test(
-		"the controller works as a Deployment of its own, from artifacts/deployment and an image of nothing but its binary and libc",
+		"another controller leads within 15 s after the leader was killed, paused or cut off from the network, at once after it was told to go; and no two ever write at once",
 		async () => {
-			await demo.controller.stop();
-			const before = await deployment();
-			await applyFile(cluster, "deployment/00-etcdproxy-controller.yaml");
-			await cluster.kubectl([
-				"rollout",
-				"status",
-				"deployment/etcdproxy-controller-deployment",
-				`--namespace=${NAMESPACE}`,
-				"--timeout=60s",
-			]);
-			const uid = async () => {
+			const { controller } = demo;
+			const service = async () => {
 				const { items } = await json(
-					"get",
-					"service",
-					`--namespace=${NAMESPACE}`,
+					...["get", "services", `--namespace=${NAMESPACE}`],
 				);
 				return (items as Json[]).find(
 					(one) => one.metadata.name === `etcd-${NAME}`,
 				)?.metadata.uid;
 			};
-			// Its proxies are what they were: the image that the manifest names is the controller's own.
-			expect((await deployment()).spec).toEqual(before.spec);
-			const service = await uid();
-			await cluster.kubectl([
-				"delete",
-				"service",
-				`etcd-${NAME}`,
-				`--namespace=${NAMESPACE}`,
-			]);
-			await until(
-				async () => ![undefined, service].includes(await uid()),
-				"the Service is back",
-				MINUTE,
+			const led = [await controller.leader()];
+			/** @param limit in seconds; what is promised, and as much again for a machine that is busy */
+			const takeover = async (
+				what: string,
+				limit: number,
+				end: (leader: string) => Promise<unknown>,
+			) => {
+				const leader = await controller.leader();
+				const start = performance.now();
+				await end(leader);
+				led.push(await controller.leaderOtherThan(leader));
+				const seconds = (performance.now() - start) / 1000;
+				console.log(`another leads ${seconds.toFixed(1)} s after ${what}`);
+				expect(seconds).toBeLessThan(2 * limit);
+				const before = await service();
+				await ownKubectl("delete", "service", `etcd-${NAME}`);
+				await until(
+					async () => ![undefined, before].includes(await service()),
+					"it repairs",
+					MINUTE,
+				);
+				return leader;
+			};
+			/** Until its container runs again, after it has ended by itself. */
+			const restarted = (pod: string) =>
+				until(
+					async () => {
+						const found = await json(
+							...["get", "pod", pod, `--namespace=${NAMESPACE}`],
+						);
+						const [{ ready, lastState }] = found.status.containerStatuses;
+						return ready && lastState.terminated?.exitCode === 1;
+					},
+					"it has given up and started anew",
+					2 * MINUTE,
+				);
+
+			await takeover("SIGKILL", 15, () => controller.kill());
+			await controller.rolledOut();
+			await takeover("SIGTERM", 5, (leader) =>
+				ownKubectl("delete", "pod", leader, "--wait=false"),
 			);
+			await controller.rolledOut();
+
+			let pid = 0;
+			const paused = await takeover("SIGSTOP", 15, async (leader) => {
+				pid = controller.pid(leader);
+				process.kill(pid, "SIGSTOP");
+			});
+			process.kill(pid, "SIGCONT");
+			await restarted(paused);
+
+			// Held open, since the process ends.
+			let network = 0;
+			const nft = (rules: string) => {
+				const path = `/proc/${process.pid}/fd/${network}`;
+				return run(["nsenter", `--net=${path}`, "nft", rules]);
+			};
+			const lonely = await takeover("its network was cut", 15, (leader) => {
+				network = openSync(`/proc/${controller.pid(leader)}/ns/net`, "r");
+				return nft(
+					"add table inet cut; add chain inet cut out { type filter hook output priority 0; policy drop; }",
+				);
+			});
+			await nft("delete table inet cut");
+			closeSync(network);
+			await restarted(lonely);
+
+			const requests = await allRequests(cluster);
+			const writers = inTurn(
+				requests.filter(({ user }) => user === SERVICE_ACCOUNT),
+				"pod",
+			);
+			expect(writers.slice(writers.indexOf(led[0]))).toEqual(led);
 		},
-		3 * MINUTE,
+		8 * MINUTE,
 	);
 
 	test(
@@ -779,6 +827,24 @@ describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 		},
 		4 * MINUTE,
 	);
+
+	test("the controller has used each of its rights, and was refused nothing", async () => {
+		const manifest = Bun.YAML.parse(
+			await applied("deployment/00-etcdproxy-controller.yaml"),
+		) as { kind: string }[];
+		const requests = (await allRequests(cluster)).filter(
+			({ user }) => user === SERVICE_ACCOUNT,
+		);
+		const rights = used(requests);
+		expect(granted(manifest).filter((one) => !rights.has(one))).toEqual([]);
+		expect(
+			requests
+				.filter(({ decision }) => decision === "forbid")
+				.map(
+					(one) => `${one.verb} ${one.resource} ${one.namespace}/${one.name}`,
+				),
+		).toEqual([]);
+	});
 
 	test(
 		"the cluster leaves no process, mount, link or cgroup behind",

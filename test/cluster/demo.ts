@@ -1,12 +1,13 @@
 /** The main job from beginning to end: an EtcdStorage becomes the storage of a real API server. */
 import { readFileSync } from "node:fs";
-import { exists, readdir, readFile, writeFile } from "node:fs/promises";
+import { exists, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { EtcdStorage } from "../../etcdstorage.ts";
 import { flags } from "../../options.ts";
 import { Authority, type Certificate } from "./certificates.ts";
 import { compileController } from "./compile.ts";
 import { sharedLibraries } from "./images.ts";
+import { InstalledController } from "./installed.ts";
 import type { LoadReport } from "./load.ts";
 import type { Cluster } from "./node.ts";
 import { etcdImage, programImage } from "./nodeconfig.ts";
@@ -41,9 +42,7 @@ export interface EtcdClient {
 }
 
 export interface Demo {
-	controller: Child;
-	/** Path of the program. */
-	binary: string;
+	controller: InstalledController;
 	/** The core etcd, without any prefix. */
 	core: EtcdClient;
 	/** The endpoint of the EtcdStorage with the certificate from its Secret. */
@@ -73,23 +72,24 @@ export async function runDemo(
 			entrypoint: ["/usr/local/bin/etcdproxy-controller"],
 		}),
 	);
-	await step(log, "artifacts/deployment applied: CRD and RBAC", () =>
-		applyDeployment(cluster),
-	);
+	await step(log, "artifacts/deployment applied", async () => {
+		await applyFile(cluster, "deployment/00-etcdproxy-controller.yaml");
+		await waitFor(cluster, "Established", "crd/etcdstorages.etcd.xmudrii.com");
+	});
 	await step(log, "artifacts/etcd: the core etcd is ready", () =>
 		applyCoreEtcd(cluster),
 	);
-	const controller = await step(
-		log,
-		"controller started with its own ServiceAccount",
-		() => startController(cluster, binary),
-	);
+	const controller = new InstalledController(cluster);
+	await step(log, "two controllers are ready, one of them leads", async () => {
+		await controller.rolledOut();
+		await controller.leaderOtherThan("");
+	});
 	await step(log, `EtcdStorage ${storage} is Ready`, async () => {
 		await applyFile(cluster, "demo/00-namespace.yaml");
 		await applyStorage(cluster, spec);
 		await waitFor(cluster, "Ready", `etcdstorage/${storage}`).catch(
-			(error: Error) => {
-				throw new Error(`${error.message}\n${controller.logTail()}`, {
+			async (error: Error) => {
+				throw new Error(`${error.message}\n${await controller.logs()}`, {
 					cause: error,
 				});
 			},
@@ -113,21 +113,23 @@ export async function runDemo(
 	const core = await coreClient(cluster);
 	const tenant = await tenantClient(cluster);
 	await checkSeparation(cluster, core, tenant, log);
-	return { controller, binary, core, tenant };
+	return { controller, core, tenant };
 }
 
 /** Applies a file of artifacts/, with the cluster's own images. */
 export async function applyFile(cluster: Cluster, file: string): Promise<void> {
-	await apply(cluster, await readFile(join(artifacts, file), "utf8"));
+	await cluster.kubectl(["apply", "--filename=-"], await applied(file));
 }
 
-async function apply(cluster: Cluster, manifest: string): Promise<void> {
-	const local = Object.entries(replacements).reduce(
+/** A file of artifacts/ as it is applied. */
+export const applied = async (file: string): Promise<string> =>
+	withImages(await readFile(join(artifacts, file), "utf8"));
+
+const withImages = (manifest: string): string =>
+	Object.entries(replacements).reduce(
 		(text, [from, to]) => text.replaceAll(from, to),
 		manifest,
 	);
-	await cluster.kubectl(["apply", "--filename=-"], local);
-}
 
 async function applyStorage(
 	cluster: Cluster,
@@ -149,33 +151,14 @@ async function applyStorage(
 		],
 		example,
 	);
-	await apply(cluster, patched);
-}
-
-/** Namespace, CRD and RBAC of artifacts/deployment; the controller itself runs outside the cluster. */
-export async function applyDeployment(cluster: Cluster): Promise<void> {
-	const files = (await readdir(join(artifacts, "deployment")))
-		.filter((name) => name.endsWith(".yaml"))
-		.sort();
-	for (const file of files) {
-		const documents = (
-			await readFile(join(artifacts, "deployment", file), "utf8")
-		).split(/^---$/m);
-		await apply(
-			cluster,
-			documents
-				.filter((document) => !/^kind: Deployment$/m.test(document))
-				.join("---"),
-		);
-	}
-	await waitFor(cluster, "Established", "crd/etcdstorages.etcd.xmudrii.com");
+	await cluster.kubectl(["apply", "--filename=-"], withImages(patched));
 }
 
 /** The example core etcd with new certificates; ready when it resolves. Needs the namespace of artifacts/deployment. */
 export async function applyCoreEtcd(cluster: Cluster): Promise<void> {
 	await applyFile(cluster, "etcd/etcd.yaml");
-	await apply(
-		cluster,
+	await cluster.kubectl(
+		["apply", "--filename=-"],
 		await run(["sh", join(artifacts, "etcd/certificates.sh")]),
 	);
 	await cluster.kubectl([
@@ -184,26 +167,6 @@ export async function applyCoreEtcd(cluster: Cluster): Promise<void> {
 		"--namespace=etcd",
 		"statefulset/etcd",
 		"--timeout=60s",
-	]);
-}
-
-/** Starts the controller in the cluster's network, with the rights of artifacts/deployment and no more. */
-export async function startController(
-	cluster: Cluster,
-	binary: string,
-	more: string[] = [],
-): Promise<Child> {
-	const kubeconfig = await cluster.kubeconfigForServiceAccount(
-		"kube-apiserver-storage",
-		"etcdproxy-controller-sa",
-		24 * 3600,
-	);
-	return cluster.spawn("controller", [
-		binary,
-		`--kubeconfig=${kubeconfig}`,
-		`--etcd-core-url=${coreUrl}`,
-		`--etcd-proxy-image=${programImage}`,
-		...more,
 	]);
 }
 

@@ -8,14 +8,7 @@ import { readFileSync } from "node:fs";
 import type { EtcdStorage } from "../../etcdstorage.ts";
 import { type Domain, domains } from "../../lifetimes.ts";
 import { FIRST_BUILD, type Json, until } from "../harness.ts";
-import {
-	type Demo,
-	meanwhile,
-	runDemo,
-	startController,
-	underLoad,
-	waitFor,
-} from "./demo.ts";
+import { type Demo, meanwhile, runDemo, underLoad, waitFor } from "./demo.ts";
 import type { LawsReport } from "./laws.ts";
 import { CONCURRENCY, type LoadReport } from "./load.ts";
 import { type Cluster, startCluster } from "./node.ts";
@@ -135,7 +128,11 @@ describe.skipIf(reason !== undefined)("certificates for a lifetime", () => {
 
 	/** Until told to stop: the controller is killed at any moment, every other time in the middle of a phase. */
 	const killing = async (stopped: () => boolean): Promise<number> => {
-		const steps = () => linesOf(demo.controller, /Rotation(Publish|Sign)/g);
+		const events = cluster.spawn("rotation-events", [
+			...[cluster.binary("kubectl"), `--kubeconfig=${cluster.kubeconfig}`],
+			...["get", "events", "--namespace=default", "--watch-only"],
+		]);
+		const steps = () => linesOf(events, /Rotation(Publish|Sign)/g);
 		let kills = 0;
 		while (!stopped()) {
 			const [from, wait] = [steps(), between(20, 60) * SECOND];
@@ -145,11 +142,10 @@ describe.skipIf(reason !== undefined)("certificates for a lifetime", () => {
 				await Bun.sleep(20);
 			}
 			if (stopped()) break;
-			await demo.controller.stop("SIGKILL");
+			await demo.controller.kill();
 			kills++;
-			await Bun.sleep(between(0, 5) * SECOND);
-			demo.controller = await startController(cluster, demo.binary);
 		}
+		await events.stop();
 		return kills;
 	};
 
@@ -234,7 +230,7 @@ describe.skipIf(reason !== undefined)("certificates for a lifetime", () => {
 				"all certificates have the short validity",
 				MINUTE,
 			);
-			await demo.controller.stop("SIGKILL");
+			await demo.controller.stop();
 			// Of the CAs, which outlive all that they have signed, there are several.
 			const { data } = await json(
 				...["get", "configmap", `${NAME}-ca-cert`, `--namespace=${NAMESPACE}`],
@@ -256,7 +252,7 @@ describe.skipIf(reason !== undefined)("certificates for a lifetime", () => {
 			);
 			await patch({ spec: validities(SIGNER, LEAF) });
 			const start = performance.now();
-			demo.controller = await startController(cluster, demo.binary);
+			await demo.controller.start();
 			const said = new Set<string>();
 			await until(
 				async () => {
@@ -297,10 +293,7 @@ describe.skipIf(reason !== undefined)("certificates for a lifetime", () => {
 	test(
 		"with etcd's own proxies both signers are replaced as well",
 		async () => {
-			await demo.controller.stop();
-			demo.controller = await startController(cluster, demo.binary, [
-				`--etcd-proxy-image=${etcdImage}`,
-			]);
+			await demo.controller.setFlag("etcd-proxy-image", etcdImage);
 			await until(
 				async () => {
 					const pods = await gateways();

@@ -24,10 +24,7 @@ async function show(command: string, output: Promise<string>): Promise<void> {
 	log(`\n$ ${command}\n${(await output).trimEnd()}`);
 }
 
-async function tour(
-	cluster: Cluster,
-	{ core, controller }: Demo,
-): Promise<void> {
+async function tour(cluster: Cluster, { core }: Demo): Promise<void> {
 	await show(
 		"kubectl get etcdstorages",
 		cluster.kubectl(["get", "etcdstorages"]),
@@ -50,7 +47,7 @@ Look around in another terminal, as root:
   alias kubectl='nsenter --net=${cluster.netns} ${cluster.binary("kubectl")}'
   kubectl get etcdstorages,pods --all-namespaces
   kubectl describe etcdstorage sample-apiserver
-  tail -f ${controller.logFile}
+  kubectl logs --namespace=kube-apiserver-storage --selector=controller=etcdproxy --prefix --follow
 
 Ctrl-C ends it all.`);
 	// Children do not keep this process alive, nor does a promise.
