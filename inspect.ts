@@ -127,6 +127,7 @@ async function read(
 			ConfigMap: new Cache<Data>(),
 			Secret: new Cache<Data>(),
 			Service: new Cache<KubeObject>(),
+			PodDisruptionBudget: new Cache<KubeObject>(),
 			Deployment: new Cache<Deployment>(),
 		},
 		environment: {
@@ -135,6 +136,7 @@ async function read(
 			coreCAConfigMap: options["etcd-core-ca-configmap"],
 			coreCertsSecret: options["etcd-core-certs-secret"],
 			proxyImage: String(flags["etcd-proxy-image"].default),
+			proxyPriorityClass: "",
 		},
 		now,
 	};
@@ -166,7 +168,10 @@ function select({ storages }: Cluster, name: string | undefined) {
 }
 
 interface PodTemplate {
-	spec?: { containers?: { image?: string; args?: string[] }[] };
+	spec?: {
+		priorityClassName?: string;
+		containers?: { image?: string; args?: string[] }[];
+	};
 }
 
 /** The controller's command line is not known here: what runs is taken to be of it. */
@@ -180,6 +185,7 @@ function environmentOf({ environment, owned }: Cluster, name: string) {
 		...environment,
 		coreUrls: urls?.split(",") ?? [],
 		proxyImage: image ?? environment.proxyImage,
+		proxyPriorityClass: template?.spec?.priorityClassName ?? "",
 	};
 }
 

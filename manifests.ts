@@ -44,6 +44,8 @@ export interface Environment {
 	coreCertsSecret: string;
 	/** Its name tells what the proxies run, see workload.ts. */
 	proxyImage: string;
+	/** Of the proxies' pods; empty for none. */
+	proxyPriorityClass: string;
 }
 
 /** Everything issued or kept in one visit, as it is to lie in the cluster. Certificates are PEM. */

@@ -8,6 +8,7 @@ export const kinds = {
 	DaemonSet: resource("apps/v1", "daemonsets"),
 	Pod: resource("v1", "pods"),
 	Service: resource("v1", "services"),
+	PodDisruptionBudget: resource("policy/v1", "poddisruptionbudgets"),
 	ConfigMap: resource("v1", "configmaps"),
 	Secret: resource("v1", "secrets"),
 	Event: resource("v1", "events"),

@@ -47,6 +47,7 @@ export interface Context {
 		ConfigMap: Cache<Data>;
 		Secret: Cache<Data>;
 		Service: Cache<KubeObject>;
+		PodDisruptionBudget: Cache<KubeObject>;
 		Deployment: Cache<Deployment>;
 	};
 	targets: TargetReader;

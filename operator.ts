@@ -110,12 +110,14 @@ class Controller {
 				coreCAConfigMap: options["etcd-core-ca-configmap"],
 				coreCertsSecret: options["etcd-core-certs-secret"],
 				proxyImage: options["etcd-proxy-image"],
+				proxyPriorityClass: options["etcd-proxy-priority-class"],
 			},
 			storages: new Cache<EtcdStorage>(),
 			owned: {
 				ConfigMap: new Cache<Data>(),
 				Secret: new Cache<Data>(),
 				Service: new Cache<KubeObject>(),
+				PodDisruptionBudget: new Cache<KubeObject>(),
 				Deployment: new Cache<Deployment>(),
 			},
 			targets: new TargetReader(kube),
@@ -449,6 +451,8 @@ export async function runController(args: string[]): Promise<void> {
 function hintAt(kind: Kind, reason: string): string {
 	if (reason.includes(": Unauthorized:"))
 		return "; the kubeconfig's credentials are wrong or have expired";
+	if (reason.includes(": Forbidden:"))
+		return "; apply the manifest of this version again, whose Roles let the controller: artifacts/deployment";
 	return kind === "EtcdStorage" && reason.includes("NotFound")
 		? "; is the CustomResourceDefinition installed? See artifacts/deployment"
 		: "";

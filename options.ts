@@ -18,6 +18,7 @@ export interface Options {
 	"etcd-core-certs-secret": string;
 	namespace: string;
 	"etcd-proxy-image": string;
+	"etcd-proxy-priority-class": string;
 	"listen-addr": string;
 	"log-format": "text" | "json";
 	"leader-elect": boolean;
@@ -63,6 +64,12 @@ export const flags: Flags<keyof Options> = {
 		default: `xmudrii/etcdproxy-controller:v${packageJson.version}`,
 		description:
 			"Image of the proxy pods: this program's own gateway; one named etcd (3.5.13 or later) runs etcd's grpc-proxy instead.",
+	},
+	"etcd-proxy-priority-class": {
+		value: "name",
+		default: "",
+		description:
+			"PriorityClass of the proxy pods; empty for the cluster's default.",
 	},
 	"listen-addr": {
 		value: "host:port",
@@ -122,6 +129,11 @@ function check(options: Options): void {
 			);
 	if (options["etcd-proxy-image"] === "")
 		throw new UsageError("--etcd-proxy-image must not be empty");
+	const priorityClass = options["etcd-proxy-priority-class"];
+	if (priorityClass !== "" && !isObjectName(priorityClass))
+		throw new UsageError(
+			`--etcd-proxy-priority-class "${priorityClass}" is not the name of a Kubernetes object`,
+		);
 	if (!["text", "json"].includes(options["log-format"]))
 		throw new UsageError(
 			`--log-format "${options["log-format"]}" must be text or json`,

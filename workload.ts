@@ -1,4 +1,4 @@
-/** What serves the endpoint of an EtcdStorage: a Service and a Deployment of proxies. Pure. */
+/** What serves the endpoint of an EtcdStorage: a Service, and a Deployment of proxies that is not drained all at once. Pure. */
 import { type EtcdStorage, endpoint, type Spec } from "./etcdstorage.ts";
 import type { KubeObject } from "./kube.ts";
 import {
@@ -34,7 +34,7 @@ export const dataPlane = (image: string): "etcd" | "gateway" =>
 	/^(?:.*\/)?etcd(?::[^/@]*)?(?:@.*)?$/.test(image) ? "etcd" : "gateway";
 
 /**
- * Service and Deployment. The label `apiserver` and the selector are the 2018 controller's, whose Deployments are taken over in place.
+ * Service, Deployment and PodDisruptionBudget. The label `apiserver` and the selector are the 2018 controller's, whose Deployments are taken over in place.
  * @param running while the core's CA is bad: the Deployment, whose pods run with a good one and are not rolled
  */
 export function workload(
@@ -82,6 +82,16 @@ export function workload(
 					metadata: { labels, ...hashes },
 					spec: podSpec(environment, spec),
 				},
+			},
+		} as KubeObject,
+		{
+			...owned(storage, environment, "policy/v1", "PodDisruptionBudget", name),
+			spec: {
+				// Also of a single one, which else would keep its node from ever being drained.
+				maxUnavailable: 1,
+				// Pods that are not ready, as while the core is away, serve nobody and hold up no drain.
+				unhealthyPodEvictionPolicy: "AlwaysAllow",
+				selector: { matchLabels: labels },
 			},
 		} as KubeObject,
 	];
@@ -170,7 +180,9 @@ function podSpec(environment: Environment, spec: Spec) {
 		},
 	};
 	const { command, args, probes, resources } = program(environment, spec);
+	const priorityClassName = environment.proxyPriorityClass;
 	return {
+		...(priorityClassName && { priorityClassName }),
 		serviceAccountName: "etcdproxy-sa",
 		automountServiceAccountToken: false,
 		enableServiceLinks: false,

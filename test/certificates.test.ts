@@ -97,7 +97,7 @@ beforeAll(async () => {
 const storage = etcdStorage("sample", "api") as never;
 const environment = {
 	...{ namespace: "ns", coreUrls: [], coreCAConfigMap: "" },
-	...{ coreCertsSecret: "", proxyImage: "" },
+	...{ coreCertsSecret: "", proxyImage: "", proxyPriorityClass: "" },
 };
 function secretOf(signers: Signers): Data {
 	if ("invalid" in readSpec(storage)) throw new Error("invalid");

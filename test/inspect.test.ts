@@ -417,7 +417,10 @@ describe("with an EtcdStorage in each phase", () => {
 			return kubeconfig;
 		};
 
-		const most = ["configmaps", "services", "deployments.apps"];
+		const most = [
+			...["configmaps", "services", "deployments.apps"],
+			"poddisruptionbudgets.policy",
+		];
 		test.each<[string, string, string[], RegExp]>([
 			[
 				"anything",
@@ -499,7 +502,7 @@ test("what plan says of a fresh EtcdStorage is what the controller then does", a
 }, 40_000);
 
 test("what is edited behind the controller's back is what would be written", async () => {
-	await kubectl(...["-n", NAMESPACE, "delete", "service", "etcd-fresh"]);
+	await kubectl(...["-n", NAMESPACE, "delete", "service,pdb", "etcd-fresh"]);
 	await kubectl(
 		...["-n", NAMESPACE, "scale", "deployment", "etcd-fresh", "--replicas=0"],
 	);
@@ -512,6 +515,7 @@ test("what is edited behind the controller's back is what would be written", asy
 		"ConfigMap k8s-fresh/etcd-serving-ca configured",
 		`Service ${NAMESPACE}/etcd-fresh created`,
 		`Deployment ${NAMESPACE}/etcd-fresh configured`,
+		`PodDisruptionBudget ${NAMESPACE}/etcd-fresh created`,
 	]);
 	expect(certs.verifiers.at(-1)).toEqual({
 		domain: "serving",

@@ -57,6 +57,7 @@ const environment: Environment = {
 	coreCAConfigMap: "etcd-coreserving-ca",
 	coreCertsSecret: "etcd-coreserving-cert",
 	proxyImage: "registry.example.com/etcdproxy-controller:v1",
+	proxyPriorityClass: "etcdproxy",
 };
 /** With etcd's own proxies. */
 const etcdEnvironment: Environment = {

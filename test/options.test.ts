@@ -63,6 +63,7 @@ test("with nothing but the URL everything has its documented default", () => {
 		"etcd-core-certs-secret": "etcd-coreserving-cert",
 		namespace: "kube-apiserver-storage",
 		"etcd-proxy-image": `xmudrii/etcdproxy-controller:v${packageJson.version}`,
+		"etcd-proxy-priority-class": "",
 		"listen-addr": "0.0.0.0:8080",
 		"log-format": "text",
 		"leader-elect": false,
@@ -152,6 +153,11 @@ test.each<[string, string[], string]>([
 		"an empty image",
 		["-u", URL, "--etcd-proxy-image="],
 		"--etcd-proxy-image must not be empty",
+	],
+	[
+		"a PriorityClass's name that can be none",
+		["-u", URL, "--etcd-proxy-priority-class=Very High"],
+		'--etcd-proxy-priority-class "Very High" is not the name of a Kubernetes object',
 	],
 	[
 		"a log format that is none",

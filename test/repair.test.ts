@@ -130,6 +130,36 @@ describe("repair", () => {
 		...json({ op: "replace", path: "/spec/type", value: "NodePort" }),
 	);
 
+	const budget = edit("PodDisruptionBudget", "etcd-repair");
+	budget("is deleted", "delete", "poddisruptionbudget", "etcd-repair");
+	budget(
+		"lets all of them be drained at once",
+		...["patch", "poddisruptionbudget", "etcd-repair"],
+		...json({ op: "replace", path: "/spec/maxUnavailable", value: "100%" }),
+	);
+	budget(
+		"keeps nodes from being drained",
+		...["patch", "poddisruptionbudget", "etcd-repair"],
+		...json(
+			{ op: "remove", path: "/spec/maxUnavailable" },
+			{ op: "add", path: "/spec/minAvailable", value: "100%" },
+		),
+	);
+	budget(
+		"selects fewer pods",
+		...["patch", "poddisruptionbudget", "etcd-repair"],
+		...json({
+			op: "add",
+			path: "/spec/selector/matchLabels/more",
+			value: "yes",
+		}),
+	);
+	budget(
+		"has lost its owner",
+		...["patch", "poddisruptionbudget", "etcd-repair"],
+		...json({ op: "remove", path: "/metadata/ownerReferences" }),
+	);
+
 	const configMap = edit("ConfigMap", "repair-ca-cert");
 	configMap("is deleted", "delete", "configmap", "repair-ca-cert");
 	configMap(

@@ -155,6 +155,7 @@ test.concurrent("a signer that appears while another is being made is not replac
 		ConfigMap: await cached<Data>("ConfigMap"),
 		Secret: await cached<Data>("Secret"),
 		Service: await cached<KubeObject>("Service"),
+		PodDisruptionBudget: await cached<KubeObject>("PodDisruptionBudget"),
 		Deployment: await cached<Deployment>("Deployment"),
 	};
 	const signers = [...owned.Secret.values()].filter(({ metadata }) =>
@@ -180,6 +181,7 @@ test.concurrent("a signer that appears while another is being made is not replac
 			coreCAConfigMap: "etcd-coreserving-ca",
 			coreCertsSecret: "etcd-coreserving-cert",
 			proxyImage: "none",
+			proxyPriorityClass: "",
 		},
 		now: () => {
 			if (++asked === 2)

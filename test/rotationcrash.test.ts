@@ -252,6 +252,7 @@ test("a signer that another controller has replaced meanwhile is not overwritten
 		ConfigMap: await cached<Data>("ConfigMap"),
 		Secret: await cached<Data>("Secret"),
 		Service: await cached<KubeObject>("Service"),
+		PodDisruptionBudget: await cached<KubeObject>("PodDisruptionBudget"),
 		Deployment: await cached<Deployment>("Deployment"),
 	};
 	// The watch is behind, and catches up between the decision and the write.
@@ -279,6 +280,7 @@ test("a signer that another controller has replaced meanwhile is not overwritten
 			coreCAConfigMap: "etcd-coreserving-ca",
 			coreCertsSecret: "etcd-coreserving-cert",
 			proxyImage: "none",
+			proxyPriorityClass: "",
 		},
 		now: () => Date.now(),
 		event: () => Promise.resolve(),

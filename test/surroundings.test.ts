@@ -57,6 +57,7 @@ beforeAll(async () => {
 describe.concurrent("an object of somebody else with a name of ours", () => {
 	const foreign = {
 		Service: { spec: { ports: [{ port: 80 }] } },
+		PodDisruptionBudget: { apiVersion: "policy/v1", spec: { minAvailable: 1 } },
 		ConfigMap: { data: { theirs: "data" } },
 		Secret: { data: { theirs: base64("data") } },
 		Deployment: {
@@ -73,6 +74,7 @@ describe.concurrent("an object of somebody else with a name of ours", () => {
 	test.each([
 		["Service", "svc", "etcd-svc", "Deployed"],
 		["Deployment", "dep", "etcd-dep", "Deployed"],
+		["PodDisruptionBudget", "pdb", "etcd-pdb", "Deployed"],
 		["ConfigMap", "map", "map-ca-cert", "CertificatesReady"],
 		["Secret", "srv", "srv-server-cert", "CertificatesReady"],
 		["Secret", "sig", "sig-client-signer", "CertificatesReady"],

@@ -89,7 +89,7 @@ export async function objectsOf(
 ): Promise<Map<string, Data>> {
 	const all = await list<Data>(
 		cluster,
-		"secrets,configmaps,services,deployments",
+		"secrets,configmaps,services,deployments,poddisruptionbudgets",
 	);
 	const wanted = new Set(
 		names.flatMap((name) => [
@@ -99,6 +99,7 @@ export async function objectsOf(
 			`ConfigMap ${NAMESPACE}/${name}-ca-cert`,
 			`Service ${NAMESPACE}/etcd-${name}`,
 			`Deployment ${NAMESPACE}/etcd-${name}`,
+			`PodDisruptionBudget ${NAMESPACE}/etcd-${name}`,
 			`ConfigMap ${namespace}/${name}`,
 			`Secret ${namespace}/${name}`,
 		]),
@@ -126,7 +127,7 @@ export async function expectChains(
 	cas = 1,
 ): Promise<void> {
 	const objects = await objectsOf(cluster, namespace, names);
-	expect(objects.size).toBe(names.length * 8);
+	expect(objects.size).toBe(names.length * 9);
 	const now = new Date();
 	for (const name of names) {
 		const text = (id: string, key: string) => {

@@ -69,7 +69,7 @@ async function expectRepair(name: string, timeoutMs = 5_000): Promise<number> {
 	]);
 	const deleted = performance.now();
 	await until(
-		async () => (await objectsOf(cluster, "apps", [name])).size === 8,
+		async () => (await objectsOf(cluster, "apps", [name])).size === 9,
 		`everything of ${name} is back`,
 		timeoutMs,
 	);
@@ -251,7 +251,7 @@ describe("an API server", () => {
 		);
 		await controller.relay.mend();
 		await until(
-			async () => (await objectsOf(cluster, "apps", tenants)).size === 8 * 20,
+			async () => (await objectsOf(cluster, "apps", tenants)).size === 9 * 20,
 			"both Secrets are back",
 			10_000,
 		);

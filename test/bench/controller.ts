@@ -207,6 +207,7 @@ async function bareRequests(
 		coreCAConfigMap: "etcd-coreserving-ca",
 		coreCertsSecret: "etcd-coreserving-cert",
 		proxyImage: "etcdproxy-controller",
+		proxyPriorityClass: "",
 	};
 	const { status } =
 		(await cluster.get<EtcdStorage>("etcdstorage", "bench-0")) ?? {};
@@ -303,6 +304,7 @@ async function check(cluster: Cluster, count: number): Promise<void> {
 	for (const [kind, expected] of [
 		["service", count],
 		["deployment", count],
+		["poddisruptionbudget", count],
 		["secret", 3 * count],
 	] as const) {
 		const text = await cluster.kubectl([

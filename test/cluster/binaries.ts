@@ -126,6 +126,13 @@ const clientGroups = [
 		flags: ["-tags", "remove_all_sd,netgo", "-ldflags", "-s -w"],
 		packages: { promtool: "github.com/prometheus/prometheus/cmd/promtool" },
 	},
+	{
+		title: "helm",
+		module: "helm",
+		usually: "2 min",
+		flags: ["-ldflags", "-s -w"],
+		packages: { helm: "helm.sh/helm/v4/cmd/helm" },
+	},
 ] as const;
 
 const groups = [...clusterGroups, ...clientGroups];
