@@ -126,7 +126,7 @@ export function targetError(
 		return certificatesProblem(
 			what,
 			"TargetForbidden",
-			`${what} may not be read and written by etcdproxy-controller; create the namespace if it is not there (kubectl create namespace ${target.namespace}) and grant get, update, patch on it: kubectl -n ${target.namespace} create role etcdproxy-${target.name} --verb=get,update,patch --resource=${resource} --resource-name=${target.name}, and a rolebinding to its ServiceAccount. (${error.message})`,
+			`${what} may not be read and written by etcdproxy-controller; create the namespace if it is not there (kubectl create namespace ${target.namespace}) and grant get, patch on it: kubectl -n ${target.namespace} create role etcdproxy-${target.name} --verb=get,patch --resource=${resource} --resource-name=${target.name}, and a rolebinding to its ServiceAccount. (${error.message})`,
 		);
 	if (immutable)
 		return certificatesProblem(

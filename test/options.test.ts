@@ -8,7 +8,7 @@ import { flags, help, type Options, parseOptions } from "../options.ts";
 import packageJson from "../package.json" with { type: "json" };
 import { dataPlane } from "../workload.ts";
 import { compileController } from "./cluster/compile.ts";
-import type { Json } from "./harness.ts";
+import { commandLine, manifest, one } from "./installation.ts";
 
 const URL = "https://core:2379";
 const given = (...args: string[]) =>
@@ -185,21 +185,19 @@ test.each<[string, string[], string]>([
 	expect(() => parseOptions(args)).not.toThrow(/\n/);
 });
 
-test("the manifest's controller and its proxies run one image, the default of --etcd-proxy-image", async () => {
-	const manifest = Bun.YAML.parse(
-		await Bun.file(
-			join(
-				import.meta.dir,
-				"../artifacts/deployment/00-etcdproxy-controller.yaml",
-			),
-		).text(),
-	) as Json[];
-	const [{ image, args }] = manifest.find(({ kind }) => kind === "Deployment")
-		.spec.template.spec.containers;
-	const fallback = flags["etcd-proxy-image"].default as string;
-	expect(image).toBe(fallback);
-	expect(parseOptions(args)).toMatchObject({ "etcd-proxy-image": fallback });
-	expect(dataPlane(fallback)).toBe("gateway");
+test("the manifest's controller and its proxies run one image, and what it says are the defaults, but for the election and the priority", () => {
+	const installed = manifest();
+	const [{ image }] = one(installed, "Deployment").spec.template.spec
+		.containers;
+	const options = parseOptions(commandLine(installed)) as Options;
+	expect(options).toEqual({
+		...given(),
+		"etcd-core-url": ["https://etcd-svc-1.etcd.svc:2379"],
+		"etcd-proxy-priority-class": one(installed, "PriorityClass").metadata.name,
+		"leader-elect": true,
+	});
+	expect(image).toBe(options["etcd-proxy-image"]);
+	expect(dataPlane(image)).toBe("gateway");
 });
 
 test("--help and --version go before everything else, also before what is missing", () => {

@@ -122,10 +122,10 @@ describe.concurrent("a target", () => {
 		);
 		const message = await broken("forbidden", "TargetForbidden");
 		expect(message).toContain(`Secret ${namespace}/etcd-client-cert`);
-		expect(message).toContain("grant get, update, patch");
+		expect(message).toContain("grant get, patch");
 		expect(message).toContain("etcdproxy-controller-sa");
 		expect(message).toContain(
-			`kubectl -n ${namespace} create role etcdproxy-etcd-serving-ca --verb=get,update,patch --resource=configmaps --resource-name=etcd-serving-ca`,
+			`kubectl -n ${namespace} create role etcdproxy-etcd-serving-ca --verb=get,patch --resource=configmaps --resource-name=etcd-serving-ca`,
 		);
 
 		const readOnly = targetRole(namespace).map((object) => {

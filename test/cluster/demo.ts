@@ -86,6 +86,7 @@ export async function runDemo(
 	});
 	await step(log, `EtcdStorage ${storage} is Ready`, async () => {
 		await applyFile(cluster, "demo/00-namespace.yaml");
+		await applyFile(cluster, "etcdstorage/rbac.yaml");
 		await applyStorage(cluster, spec);
 		await waitFor(cluster, "Ready", `etcdstorage/${storage}`).catch(
 			async (error: Error) => {
