@@ -37,7 +37,7 @@ const leftovers = async (name: string) =>
 	(
 		await kubectl(
 			...["-n", NAMESPACE, "get", "-o", "name"],
-			"deployments,services,configmaps,secrets",
+			"deployments,services,poddisruptionbudgets,configmaps,secrets",
 			...["-l", `etcd.xmudrii.com/etcdstorage=${name}`],
 		)
 	)

@@ -26,12 +26,12 @@ export interface Cluster extends ControlPlane {
 // biome-ignore lint/suspicious/noExplicitAny: whatever the API server answers; tests look at single fields of it
 export type Json = any;
 
-/** Control plane, CRD, RBAC, and the core etcd's credentials: the control plane's own etcd serves as the core. */
-export async function startCluster(
+/** A control plane and nothing in it. */
+export async function startEmptyCluster(
 	options: Parameters<typeof startControlPlane>[0] = {},
 ): Promise<Cluster> {
 	const plane = await startControlPlane(options);
-	const cluster: Cluster = {
+	return {
 		...plane,
 		async apply(...objects) {
 			const list = { apiVersion: "v1", kind: "List", items: objects };
@@ -51,36 +51,46 @@ export async function startCluster(
 			return text.trim() === "" ? undefined : JSON.parse(text);
 		},
 	};
-	await plane.kubectl([
+}
+
+/** Control plane, CRD, RBAC, and the core etcd's credentials. */
+export async function startCluster(
+	options: Parameters<typeof startControlPlane>[0] = {},
+): Promise<Cluster> {
+	const cluster = await startEmptyCluster(options);
+	await cluster.kubectl([
 		"apply",
 		"-f",
 		join(root, "artifacts/deployment/00-etcdproxy-controller.yaml"),
 	]);
-	await plane.kubectl([
+	await established(cluster);
+	await coreCredentials(cluster, NAMESPACE);
+	return cluster;
+}
+
+/** Waits until EtcdStorages can be created. */
+export const established = ({ kubectl }: ControlPlane): Promise<string> =>
+	kubectl([
 		"wait",
 		"--for=condition=Established",
 		"crd/etcdstorages.etcd.xmudrii.com",
 	]);
-	const { caFile, certFile, keyFile } = plane.etcd;
-	await plane.kubectl([
-		"-n",
-		NAMESPACE,
-		"create",
-		"configmap",
-		"etcd-coreserving-ca",
-		`--from-file=ca.crt=${caFile}`,
-	]);
-	await plane.kubectl([
-		"-n",
-		NAMESPACE,
-		"create",
-		"secret",
-		"tls",
-		"etcd-coreserving-cert",
-		`--cert=${certFile}`,
-		`--key=${keyFile}`,
-	]);
-	return cluster;
+
+/** The core etcd's credentials, in the controller's namespace: the control plane's own etcd serves as the core. */
+export async function coreCredentials(
+	{ kubectl, etcd }: ControlPlane,
+	namespace: string,
+): Promise<void> {
+	const { caFile, certFile, keyFile } = etcd;
+	const create = (...args: string[]) =>
+		kubectl(["-n", namespace, "create", ...args]);
+	await create(
+		...["configmap", "etcd-coreserving-ca", `--from-file=ca.crt=${caFile}`],
+	);
+	await create(
+		...["secret", "tls", "etcd-coreserving-cert"],
+		...[`--cert=${certFile}`, `--key=${keyFile}`],
+	);
 }
 
 /** The namespace of an API server, with its two targets and the rights on them. */

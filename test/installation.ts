@@ -12,6 +12,9 @@ export const manifestFile = join(
 );
 export const chart = join(artifacts, "helm/etcdproxy-controller");
 
+/** On what Helm is to leave when the release goes. */
+export const KEEP = "helm.sh/resource-policy";
+
 /** The objects of a YAML stream. */
 export const objectsIn = (text: string): Json[] =>
 	[Bun.YAML.parse(text)].flat().filter((object) => object !== null);
@@ -24,9 +27,18 @@ export const manifest = (): Json[] =>
 export const idOf = ({ kind, metadata: { namespace, name } }: Json): string =>
 	`${kind} ${namespace === undefined ? "" : `${namespace}/`}${name}`;
 
-/** Objects in no order. */
+/** Objects in no order, nor their environment, of which kustomize moves what it changes to the front. */
 export const byId = (objects: Json[]): Record<string, Json> =>
-	Object.fromEntries(objects.map((object) => [idOf(object), object]));
+	Object.fromEntries(
+		objects.map((object) => [
+			idOf(object),
+			JSON.parse(JSON.stringify(object), (key, value) =>
+				key === "env"
+					? value.toSorted((a: Json, b: Json) => (a.name < b.name ? -1 : 1))
+					: value,
+			),
+		]),
+	);
 
 /** @throws Error when there is not exactly one */
 export function one(objects: Json[], kind: string, name?: string): Json {
@@ -47,15 +59,16 @@ export async function kustomized(folder: string): Promise<Json[]> {
 }
 
 /**
- * Runs helm, which keeps nothing outside of the folder.
+ * Runs helm.
  * @param home where its caches and settings lie
+ * @param values for the commands that take some
  * @returns its standard output
  * @throws Error with its standard error
  */
 export async function helm(
 	home: string,
 	args: string[],
-	values: object = {},
+	values?: object,
 ): Promise<string> {
 	const paths = await binaries(["helm"]);
 	const env = {
@@ -64,10 +77,9 @@ export async function helm(
 		HELM_DATA_HOME: join(home, "data"),
 		HELM_PLUGINS: join(home, "plugins"),
 	};
-	return run([paths.helm, ...args, "--values=-"], {
-		env,
-		stdin: JSON.stringify(values),
-	});
+	if (values === undefined) return run([paths.helm, ...args], { env });
+	const stdin = JSON.stringify(values);
+	return run([paths.helm, ...args, "--values=-"], { env, stdin });
 }
 
 /** The chart, as it would be installed. */
