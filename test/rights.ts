@@ -29,11 +29,14 @@ export const granted = (manifest: { kind: string }[]): string[] =>
 /** The rights, in such lines, by which requests were allowed. */
 export const used = (requests: AuditedRequest[]): Set<string> =>
 	new Set(
-		requests.flatMap(({ verb, resource, apiGroup, reason }) => {
-			const [, role] = / of (\w+ "[^"]+") to /.exec(reason) ?? [];
-			return role
-				? [right(role.replaceAll('"', ""), verb, resource, apiGroup)]
-				: [];
+		requests.flatMap(({ verb, resource, apiGroup, reason, code }) => {
+			const [, kind, name] = / of (\w+) "([^"]+)" to /.exec(reason) ?? [];
+			// To apply what is not there takes the right to create it, too.
+			const verbs =
+				verb === "patch" && code === 201 ? [verb, "create"] : [verb];
+			return verbs.map((one) =>
+				right(`${kind} ${name}`, one, resource, apiGroup),
+			);
 		}),
 	);
 

@@ -609,7 +609,7 @@ describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 		"etcd's own proxies take the gateways' place and the other way round, while the API server works on",
 		async () => {
 			const move = async (image: string) => {
-				await demo.controller.setFlag("etcd-proxy-image", image);
+				await demo.controller.setProxyImage(image);
 				await until(
 					async () =>
 						(await deployment()).spec.template.spec.containers[0].image ===

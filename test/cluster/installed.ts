@@ -101,26 +101,9 @@ export class InstalledController {
 		await this.rolledOut();
 	}
 
-	/** Replaces a flag's value and waits for the rollout. */
-	async setFlag(flag: string, value: string): Promise<void> {
-		const { spec } = JSON.parse(
-			await this.#kubectl("get", DEPLOYMENT, "--output=json"),
-		);
-		const [{ name, args }] = spec.template.spec.containers;
-		const containers = [
-			{
-				name,
-				args: (args as string[]).map((arg) =>
-					arg.startsWith(`--${flag}=`) ? `--${flag}=${value}` : arg,
-				),
-			},
-		];
-		const patch = { spec: { template: { spec: { containers } } } };
-		await this.#kubectl(
-			"patch",
-			DEPLOYMENT,
-			`--patch=${JSON.stringify(patch)}`,
-		);
+	/** Gives the proxies another image, and resolves when the controllers know it. */
+	async setProxyImage(image: string): Promise<void> {
+		await this.#kubectl("set", "env", DEPLOYMENT, `ETCDPROXY_IMAGE=${image}`);
 		await this.rolledOut();
 	}
 }

@@ -293,7 +293,7 @@ describe.skipIf(reason !== undefined)("certificates for a lifetime", () => {
 	test(
 		"with etcd's own proxies both signers are replaced as well",
 		async () => {
-			await demo.controller.setFlag("etcd-proxy-image", etcdImage);
+			await demo.controller.setProxyImage(etcdImage);
 			await until(
 				async () => {
 					const pods = await gateways();
