@@ -18,7 +18,7 @@ import {
 	parseGatewayOptions,
 } from "./gateway/options.ts";
 import { type Log, logger } from "./log.ts";
-import packageJson from "./package.json" with { type: "json" };
+import { build, versionText } from "./version.ts";
 
 /** The whole process. */
 class Gateway {
@@ -33,9 +33,7 @@ class Gateway {
 	constructor(options: GatewayOptions, log: Log) {
 		this.#options = options;
 		this.#log = log;
-		this.#metrics = new GatewayMetrics(packageJson.version, () =>
-			this.#gauges(),
-		);
+		this.#metrics = new GatewayMetrics(build, () => this.#gauges());
 		const prefix = options.namespace;
 		const name = prefix.replace(/^\/|\/$/g, "");
 		this.#coreFiles = new CredentialFiles(
@@ -100,7 +98,7 @@ class Gateway {
 			const port = await tenant.listen();
 			this.#log(
 				"INFO",
-				`etcdproxy-controller ${packageJson.version}: serving ${this.#options.namespace} on port ${port}`,
+				`${versionText(build)}: serving ${this.#options.namespace} on port ${port}`,
 			);
 		}
 		await new Promise((resolve) =>

@@ -4,6 +4,7 @@ import { Counter, Gauge, Histogram, Registry } from "prom-client";
 import type { EtcdStorageStatus } from "./etcdstorage.ts";
 import { phases, standing } from "./rotation.ts";
 import type { Outcome } from "./status.ts";
+import type { Build } from "./version.ts";
 
 /** What the newest visit to each EtcdStorage has found, by its name. */
 export type Known = Map<
@@ -55,7 +56,7 @@ export class Metrics {
 	 * @param known asked at every scrape, too
 	 */
 	constructor(
-		version: string,
+		build: Build,
 		queue: () => { depth: number; age: number },
 		known: Readonly<Known>,
 		clock: { now(): number; skewMs: number },
@@ -107,10 +108,10 @@ export class Metrics {
 		);
 		new Gauge({
 			name: "etcdproxy_build_info",
-			help: "Always 1; the label tells the version.",
-			labelNames: ["version"] as const,
+			help: "Always 1; the labels tell version, commit and the commit's date.",
+			labelNames: ["version", "commit", "date"] as const,
 			registers: [this.registry],
-		}).set({ version }, 1);
+		}).set({ ...build }, 1);
 
 		gauge(
 			"etcdproxy_clock_skew_seconds",

@@ -34,7 +34,6 @@ import {
 import { type Known, Metrics } from "./metrics.ts";
 import type { Context } from "./observe.ts";
 import { help, type Options, parseOptions } from "./options.ts";
-import packageJson from "./package.json" with { type: "json" };
 import { Queue } from "./queue.ts";
 import {
 	type EventNote,
@@ -44,6 +43,7 @@ import {
 	status,
 } from "./status.ts";
 import { TargetReader } from "./targets.ts";
+import { build, versionText } from "./version.ts";
 import { visit } from "./visit.ts";
 import type { Deployment } from "./workload.ts";
 
@@ -81,7 +81,7 @@ class Controller {
 			},
 		});
 		this.#metrics = new Metrics(
-			packageJson.version,
+			build,
 			() => this.#queue,
 			this.#known,
 			this.#clock,
@@ -423,9 +423,7 @@ export async function runController(args: string[]): Promise<void> {
 	const options = parseOptions(args);
 	if ("help" in options) return void process.stdout.write(help());
 	if ("version" in options)
-		return void process.stdout.write(
-			`etcdproxy-controller ${packageJson.version}\n`,
-		);
+		return void process.stdout.write(`${versionText(build)}\n`);
 
 	const log = logger(options["log-format"]);
 	const controller = new Controller(options, log);
@@ -439,7 +437,7 @@ export async function runController(args: string[]): Promise<void> {
 	const server = address === "" ? undefined : serve(address, controller);
 	log(
 		"INFO",
-		`etcdproxy-controller ${packageJson.version}${server ? `, metrics at ${server.url}metrics` : ""}`,
+		`${versionText(build)}${server ? `, metrics at ${server.url}metrics` : ""}`,
 	);
 	await controller.run(stop.signal, options["leader-elect"]);
 	await server?.stop(true);

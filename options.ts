@@ -9,7 +9,7 @@ import {
 	parseFlags,
 	UsageError,
 } from "./flags.ts";
-import packageJson from "./package.json" with { type: "json" };
+import { build } from "./version.ts";
 
 export interface Options {
 	kubeconfig: string;
@@ -61,7 +61,7 @@ export const flags: Flags<keyof Options> = {
 	},
 	"etcd-proxy-image": {
 		value: "image",
-		default: `xmudrii/etcdproxy-controller:v${packageJson.version}`,
+		default: `xmudrii/etcdproxy-controller:v${build.version}`,
 		description:
 			"Image of the proxy pods: this program's own gateway; one named etcd (3.5.13 or later) runs etcd's grpc-proxy instead.",
 	},
@@ -88,7 +88,10 @@ export const flags: Flags<keyof Options> = {
 	},
 };
 
-const version = { default: false, description: "Print the version." };
+const version = {
+	default: false,
+	description: "Print version, commit and its date.",
+};
 
 /**
  * @param args the words after the program's name

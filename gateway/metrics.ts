@@ -1,5 +1,6 @@
 /** What the gateway measures, in Prometheus' text format: https://prometheus.io/docs/practices/naming/ */
 import { Counter, Gauge, Histogram, Registry } from "prom-client";
+import type { Build } from "../version.ts";
 import type { MemberState } from "./core.ts";
 
 /** gRPC's names of its codes, as etcd's and grpc-ecosystem's metrics have them. */
@@ -86,7 +87,7 @@ export class GatewayMetrics {
 	readonly #bytes = new Map<string, { sent: number; received: number }>();
 
 	/** @param tenants asked at every scrape */
-	constructor(version: string, tenants: () => Map<string, TenantGauges>) {
+	constructor(build: Build, tenants: () => Map<string, TenantGauges>) {
 		const perTenant = (
 			name: string,
 			help: string,
@@ -182,10 +183,10 @@ export class GatewayMetrics {
 		});
 		new Gauge({
 			name: "etcdproxy_build_info",
-			help: "Always 1; the label tells the version.",
-			labelNames: ["version"],
+			help: "Always 1; the labels tell version, commit and the commit's date.",
+			labelNames: ["version", "commit", "date"],
 			registers: [this.registry],
-		}).set({ version }, 1);
+		}).set({ ...build }, 1);
 	}
 
 	/** Of one tenant: plain numbers, since they change with every message. */

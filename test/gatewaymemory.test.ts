@@ -3,8 +3,8 @@ import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import http2 from "node:http2";
 import { join } from "node:path";
+import { compile } from "../build/program.ts";
 import { binaries } from "./cluster/binaries.ts";
-import { compileController } from "./cluster/compile.ts";
 import { until } from "./cluster/processes.ts";
 import { type DataPlane, type Gateway, startDataPlane } from "./dataplane.ts";
 import { grpc, memory, WATCH, watchCreate } from "./gatewayclient.ts";
@@ -22,8 +22,8 @@ let sessions: http2.ClientHttp2Session[] = [];
 
 beforeAll(async () => {
 	plane = await startDataPlane();
-	const binary = await compileController(join(plane.dir, "gateway"));
-	gateway = await plane.gateway(await plane.etcd(), { command: [binary] });
+	const { file } = await compile(join(plane.dir, "gateway"));
+	gateway = await plane.gateway(await plane.etcd(), { command: [file] });
 }, FIRST_BUILD);
 afterAll(async () => {
 	for (const session of sessions) session.destroy();

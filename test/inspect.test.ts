@@ -3,12 +3,12 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
+import { compile } from "../build/program.ts";
 import { UsageError } from "../flags.ts";
 import { inspectFlags, inspectHelp, parseInspect } from "../inspect.ts";
 import type { Certs, Planned, Report } from "../report.ts";
 import { audited, type Identity, identity, isWrite } from "./audit.ts";
 import { secretText } from "./client.ts";
-import { compileController } from "./cluster/compile.ts";
 import {
 	apiServerNamespace,
 	etcdStorage,
@@ -144,7 +144,7 @@ beforeAll(async () => {
 	controllers = await identity(on.cluster, "inspecting");
 	dir = mkdtempSync(join(tmpdir(), "inspect-test-"));
 	binary = join(dir, "etcdproxy-controller");
-	await compileController(binary);
+	await compile(binary);
 }, 60_000);
 afterAll(() => rmSync(dir, { recursive: true }));
 

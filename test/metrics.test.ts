@@ -66,7 +66,8 @@ function scene(found?: Partial<Outcome>, after = status()): Scene {
 	if (found) known.set("sample", { outcome: outcome(found), status: after });
 	const clock = { now: () => NOW, skewMs: 0 };
 	const queue = () => ({ depth: 0, age: 0 });
-	const metrics = new Metrics("1.0.0", queue, known, clock);
+	const build = { version: "1.0.0", commit: "0a1b2c3", date: iso(NOW) };
+	const metrics = new Metrics(build, queue, known, clock);
 	return {
 		metrics,
 		known,
@@ -86,6 +87,12 @@ function scene(found?: Partial<Outcome>, after = status()): Scene {
 		},
 	};
 }
+
+test("which build it is, is told with its commit and that one's date", async () => {
+	expect(await scene().series("etcdproxy_build_info")).toEqual({
+		'version="1.0.0",commit="0a1b2c3",date="2026-11-23T12:00:00.000Z"': 1,
+	});
+});
 
 test("of each certificate the dates are told in seconds", async () => {
 	const facts = { notBefore: NOW, notAfter: NOW + HOUR } as CertificateFacts;

@@ -5,6 +5,7 @@ import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { GatewayMetrics } from "../gateway/metrics.ts";
 import { Metrics } from "../metrics.ts";
+import { build } from "../version.ts";
 import { binaries } from "./cluster/binaries.ts";
 import { run } from "./cluster/processes.ts";
 import { terminalLog } from "./cluster/steps.ts";
@@ -114,11 +115,11 @@ const expressions = () => [
 
 /** Of the program's two halves. */
 const registries = () => [
-	new Metrics("", () => ({ depth: 0, age: 0 }), new Map(), {
+	new Metrics(build, () => ({ depth: 0, age: 0 }), new Map(), {
 		now: () => 0,
 		skewMs: 0,
 	}).registry,
-	new GatewayMetrics("", () => new Map()).registry,
+	new GatewayMetrics(build, () => new Map()).registry,
 ];
 
 /** What the program exports, by the names that queries use, with their labels. */

@@ -2,12 +2,12 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { compile } from "../build/program.ts";
 import { flagRows, UsageError } from "../flags.ts";
 import { gatewayHelp } from "../gateway/options.ts";
 import { flags, help, type Options, parseOptions } from "../options.ts";
 import packageJson from "../package.json" with { type: "json" };
 import { dataPlane } from "../workload.ts";
-import { compileController } from "./cluster/compile.ts";
 import { commandLine, manifest, one } from "./installation.ts";
 
 const URL = "https://core:2379";
@@ -232,7 +232,10 @@ describe("the compiled binary", () => {
 	beforeAll(async () => {
 		dir = await mkdtemp(join(tmpdir(), "options-test-"));
 		binary = join(dir, "etcdproxy-controller");
-		await compileController(binary);
+		await compile(binary, undefined, {
+			...{ version: packageJson.version, commit: "0a1b2c3" },
+			date: "2026-11-23T12:00:00Z",
+		});
 	}, 60_000);
 	afterAll(() => rm(dir, { recursive: true }));
 
@@ -250,7 +253,7 @@ describe("the compiled binary", () => {
 
 	test("prints its version", async () => {
 		expect(await run("--version")).toEqual({
-			stdout: `etcdproxy-controller ${packageJson.version}\n`,
+			stdout: `etcdproxy-controller ${packageJson.version}, commit 0a1b2c3 of 2026-11-23T12:00:00Z\n`,
 			stderr: "",
 			code: 0,
 		});

@@ -8,6 +8,7 @@ import { inspectFlags } from "../inspect.ts";
 import { Metrics } from "../metrics.ts";
 import { flags } from "../options.ts";
 import { phases } from "../rotation.ts";
+import { build } from "../version.ts";
 
 const root = resolve(import.meta.dir, "..");
 const path = resolve(root, "README.md");
@@ -51,8 +52,8 @@ test("the README names every reason, event and metric of the code, and no other"
 	const clock = { now: () => 0, skewMs: 0 };
 	const queue = () => ({ depth: 0, age: 0 });
 	const [ofController, ofGateways] = [
-		new Metrics("", queue, new Map(), clock).registry,
-		new GatewayMetrics("", () => new Map()).registry,
+		new Metrics(build, queue, new Map(), clock).registry,
+		new GatewayMetrics(build, () => new Map()).registry,
 	].map((registry) =>
 		registry
 			.getMetricsAsArray()

@@ -8,6 +8,7 @@ import { sign } from "node:crypto";
 import { chmod, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { compile } from "../build/program.ts";
 import { Cache } from "../cache.ts";
 import type { EtcdStorage } from "../etcdstorage.ts";
 import { type Kind, Kube, type KubeObject, loadKubeConfig } from "../kube.ts";
@@ -17,7 +18,6 @@ import { visit } from "../visit.ts";
 import type { Deployment } from "../workload.ts";
 import { audited, identity, isWrite } from "./audit.ts";
 import { Authority } from "./cluster/certificates.ts";
-import { compileController } from "./cluster/compile.ts";
 import {
 	type Cluster,
 	type Controller,
@@ -56,7 +56,7 @@ beforeAll(async () => {
 	dir = await mkdtemp(join(tmpdir(), "rest-test-"));
 	another = await Authority.create(join(dir, "another"), "another-ca");
 	binary = join(dir, "etcdproxy-controller");
-	const build = compileController(binary);
+	const build = compile(binary);
 	cluster = await startCluster();
 	observatory = new Observatory(cluster);
 	await build;

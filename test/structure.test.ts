@@ -91,6 +91,7 @@ const layers = [
 	["objects.ts"],
 	// Of both.
 	["etcdstorage.ts", "flags.ts", "log.ts"],
+	["version.ts"],
 ];
 const layer = (file: string) =>
 	layers.findIndex((names) => names.includes(file));
@@ -206,6 +207,7 @@ describe.each([
 	"problems.ts",
 	"etcdstorage.ts",
 	"flags.ts",
+	"version.ts",
 	"options.ts",
 	"gateway/options.ts",
 	"etcd.ts",

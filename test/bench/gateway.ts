@@ -6,9 +6,9 @@
  *     npm run bench:gateway [-- ROWS [ROUNDS [SECONDS]]]     default: all rows, 5 rounds of 2 s each
  */
 import { join } from "node:path";
+import { compile } from "../../build/program.ts";
 import { type ApiServer, kubeApiServer } from "../apiserver.ts";
 import { binaries } from "../cluster/binaries.ts";
-import { compileController } from "../cluster/compile.ts";
 import {
 	type DataPlane,
 	type Endpoint,
@@ -57,8 +57,8 @@ process.exit(0);
 
 async function measure(plane: DataPlane): Promise<Row[]> {
 	const core = await plane.etcd();
-	const binary = await compileController(join(plane.dir, "gateway"));
-	const gateway = await plane.gateway(core, { command: [binary] });
+	const { file } = await compile(join(plane.dir, "gateway"));
+	const gateway = await plane.gateway(core, { command: [file] });
 	const proxy = await plane.grpcProxy(core, { prefix: "/proxied/" });
 	const atRest = { gateway: rss(gateway), "grpc-proxy": rss(proxy) };
 	const wanted = rows.split(",").filter((row) => row !== "kubernetes");

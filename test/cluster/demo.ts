@@ -2,11 +2,11 @@
 import { readFileSync } from "node:fs";
 import { exists, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { programImage as imageOf } from "../../build/image.ts";
+import { compile } from "../../build/program.ts";
 import type { EtcdStorage } from "../../etcdstorage.ts";
 import { flags } from "../../options.ts";
 import { Authority, type Certificate } from "./certificates.ts";
-import { compileController } from "./compile.ts";
-import { sharedLibraries } from "./images.ts";
 import { InstalledController } from "./installed.ts";
 import type { LoadReport } from "./load.ts";
 import type { Cluster } from "./node.ts";
@@ -59,19 +59,13 @@ export async function runDemo(
 	log: Log = silent,
 	spec: Partial<EtcdStorage["spec"]> = {},
 ): Promise<Demo> {
-	const binary = await step(log, "controller and gateway compiled", () =>
-		compileController(join(cluster.dir, "etcdproxy-controller")),
+	const program = await step(log, "controller and gateway compiled", () =>
+		compile(join(cluster.dir, "etcdproxy-controller")),
 	);
-	await step(log, `they are the image ${programImage}`, async () =>
-		cluster.importImage({
-			name: programImage,
-			files: {
-				"/usr/local/bin/etcdproxy-controller": binary,
-				...(await sharedLibraries(binary)),
-			},
-			entrypoint: ["/usr/local/bin/etcdproxy-controller"],
-		}),
-	);
+	await step(log, `they are the image ${programImage}`, async () => {
+		const { image } = await imageOf(program, { log });
+		await cluster.importImage(programImage, image);
+	});
 	await step(log, "artifacts/deployment applied", async () => {
 		await applyFile(cluster, "deployment/00-etcdproxy-controller.yaml");
 		await waitFor(cluster, "Established", "crd/etcdstorages.etcd.xmudrii.com");

@@ -1,9 +1,9 @@
 /** A real Kubernetes of one node, in namespaces of its own: Deployments run, Services connect, names resolve. */
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
+import { type Image, writeArchive } from "../../build/oci.ts";
 import { allBinaries, type BinaryName, binaries } from "./binaries.ts";
 import { type ControlPlane, startControlPlane } from "./controlplane.ts";
-import { type Image, writeImage } from "./images.ts";
 import { createNamespaces, removeCgroups } from "./namespaces.ts";
 import {
 	containerdConfig,
@@ -42,7 +42,7 @@ export interface Cluster extends ControlPlane {
 	/** Starts a process in the cluster's network; it ends with the cluster at the latest. Output: logs/NAME.log. */
 	spawn(name: string, command: string[], env?: Record<string, string>): Child;
 	/** Gives the node an image; its name must be one that is never pulled: "localhost/NAME:TAG". */
-	importImage(image: Image): Promise<void>;
+	importImage(name: string, image: Image): Promise<void>;
 	/** Path of a binary of the cluster, e.g. "etcdctl". */
 	binary(name: BinaryName): string;
 }
@@ -88,9 +88,9 @@ export async function startCluster(log: Log = silent): Promise<Cluster> {
 			`--address=${containerdSocket}`,
 			"--namespace=k8s.io",
 		];
-		const importImage = async (image: Image) => {
-			const archive = join(dir, `${image.name.replaceAll(/[/:]/g, "_")}.tar`);
-			await writeImage(image, archive);
+		const importImage = async (name: string, image: Image) => {
+			const archive = join(dir, `${name.replaceAll(/[/:]/g, "_")}.tar`);
+			await writeArchive(archive, [image], { name });
 			await run([...ctr, "images", "import", "--local", archive]);
 			removeFolder(archive);
 		};
@@ -120,7 +120,8 @@ export async function startCluster(log: Log = silent): Promise<Cluster> {
 					containerd.mustRun();
 					return (await run([...ctr, "version"])) !== "";
 				});
-				for (const image of nodeImages(paths)) await importImage(image);
+				for await (const [name, image] of nodeImages(paths))
+					await importImage(name, image);
 			}),
 		]);
 		if (api.status === "rejected") throw api.reason;

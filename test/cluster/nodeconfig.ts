@@ -1,8 +1,8 @@
 /** What the node's programs read: configuration files and images. */
 import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import type { Image } from "../../build/oci.ts";
 import { type BinaryName, etcdVersion } from "./binaries.ts";
-import type { Image } from "./images.ts";
 
 export const nodeName = "node";
 export const nodeAddress = "10.77.0.1";
@@ -18,28 +18,40 @@ export const programImage = "localhost/etcdproxy-controller:dev";
 
 const pauseImage = "localhost/pause:1";
 
-/** The images that stand in for those that a cluster would pull. */
-export function nodeImages(paths: Record<BinaryName, string>): Image[] {
-	const single = (name: string, binary: BinaryName): Image => ({
-		name,
-		files: { [`/usr/local/bin/${binary}`]: paths[binary] },
-		entrypoint: [`/usr/local/bin/${binary}`],
+/** The images that stand in for those that a cluster would pull, with their names; one at a time, for they are large. */
+export async function* nodeImages(
+	paths: Record<BinaryName, string>,
+): AsyncGenerator<[name: string, image: Image]> {
+	const image = async (
+		binaries: BinaryName[],
+		config: Partial<Image["config"]>,
+	): Promise<Image> => ({
+		architecture: process.arch === "x64" ? "amd64" : process.arch,
+		layers: [
+			await Promise.all(
+				binaries.map(async (name) => ({
+					path: `/usr/local/bin/${name}`,
+					content: await Bun.file(paths[name]).bytes(),
+					mode: 0o755,
+				})),
+			),
+		],
+		config: { User: "65532:65532", Env: ["PATH=/usr/local/bin"], ...config },
 	});
-	return [
-		single(pauseImage, "pause"),
-		single("localhost/coredns:v1.15.0", "coredns"),
-		single("localhost/sample-apiserver:v0.37.2", "sample-apiserver"),
-		{
-			name: etcdImage,
-			files: {
-				"/usr/local/bin/etcd": paths.etcd,
-				"/usr/local/bin/etcdctl": paths.etcdctl,
-			},
-			command: ["/usr/local/bin/etcd"],
-			// As etcd's own image: a pod that must not run as root has to say so.
-			user: "0:0",
-		},
+	const single = (binary: BinaryName) =>
+		image([binary], { Entrypoint: [`/usr/local/bin/${binary}`] });
+	yield [pauseImage, await single("pause")];
+	yield ["localhost/coredns:v1.15.0", await single("coredns")];
+	yield [
+		"localhost/sample-apiserver:v0.37.2",
+		await single("sample-apiserver"),
 	];
+	const etcd = await image(["etcd", "etcdctl"], {
+		Cmd: ["/usr/local/bin/etcd"],
+		// As etcd's own image: a pod that must not run as root has to say so.
+		User: "0:0",
+	});
+	yield [etcdImage, etcd];
 }
 
 /** Writes the runtime's configuration and that of the pods' network. @returns the path of the former */
