@@ -24,11 +24,16 @@ import { CONCURRENCY } from "./load.ts";
 import { type Cluster, startCluster } from "./node.ts";
 import { etcdImage, programImage } from "./nodeconfig.ts";
 import { obstacle } from "./prerequisites.ts";
+import { importPrevious, previousRevision } from "./previous.ts";
 import { processesWith, run } from "./processes.ts";
 import { terminalLog } from "./steps.ts";
 
 const reason = await obstacle();
 if (reason !== undefined) console.log(`skipped: ${reason}`);
+
+const before = await previousRevision();
+if (before === undefined)
+	console.log("skipped: no history of git, so no version before this one");
 
 const NAME = "sample-apiserver";
 const NAMESPACE = "kube-apiserver-storage";
@@ -601,6 +606,44 @@ describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 			expect(report.failures).toEqual([]);
 			expect(report.missed).toEqual([]);
 			expect(await restarts()).toEqual([0, 0, 0]);
+		},
+		8 * MINUTE,
+	);
+
+	test.skipIf(before === undefined)(
+		"the version before takes the place of this one and the other way round, by its manifest, and no request fails",
+		async () => {
+			const log = terminalLog();
+			const manifest = await importPrevious(
+				cluster,
+				before ?? "",
+				demo.program,
+				log,
+			);
+			const move = async (to: string) => {
+				await cluster.kubectl(["apply", "--filename=-"], to);
+				await demo.controller.rolledOut();
+				const [image] = /\S+\/etcdproxy-controller:\S+/.exec(to) ?? [];
+				await until(
+					async () =>
+						(await deployment()).spec.template.spec.containers[0].image ===
+						image,
+					"the Deployment has the other image",
+					MINUTE,
+				);
+				await rolledOut();
+				await waitFor(cluster, "Ready", `etcdstorage/${NAME}`);
+			};
+			const ours = await applied("deployment/00-etcdproxy-controller.yaml");
+			for (const [what, to] of [
+				["downgrade", manifest],
+				["upgrade", ours],
+			] as const) {
+				const report = await underLoad(cluster, what, () => move(to));
+				expect(report.requests).toBeGreaterThan(100);
+				expect(report.failures).toEqual([]);
+				expect(report.missed).toEqual([]);
+			}
 		},
 		8 * MINUTE,
 	);

@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import { exists, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { programImage as imageOf } from "../../build/image.ts";
-import { compile } from "../../build/program.ts";
+import { compile, type Program } from "../../build/program.ts";
 import type { EtcdStorage } from "../../etcdstorage.ts";
 import { flags } from "../../options.ts";
 import { Authority, type Certificate } from "./certificates.ts";
@@ -42,6 +42,7 @@ export interface EtcdClient {
 }
 
 export interface Demo {
+	program: Program;
 	controller: InstalledController;
 	/** The core etcd, without any prefix. */
 	core: EtcdClient;
@@ -108,7 +109,7 @@ export async function runDemo(
 	const core = await coreClient(cluster);
 	const tenant = await tenantClient(cluster);
 	await checkSeparation(cluster, core, tenant, log);
-	return { controller, core, tenant };
+	return { program, controller, core, tenant };
 }
 
 /** Applies a file of artifacts/, with the cluster's own images. */
