@@ -1,5 +1,5 @@
 /** The version before this one: what somebody has installed who upgrades, or goes back to who does not like the new one. */
-import { mkdir, symlink } from "node:fs/promises";
+import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { programImage } from "../../build/image.ts";
 import type { Program } from "../../build/program.ts";
@@ -38,13 +38,8 @@ export async function importPrevious(
 	const archive = join(folder, "sources.tar");
 	await git("archive", `--output=${archive}`, revision);
 	await run(["tar", "-xf", archive, "-C", folder]);
-	const lockfile = "package-lock.json";
-	const [ours, theirs] = await Promise.all(
-		[root, folder].map((path) => Bun.file(join(path, lockfile)).text()),
-	);
-	if (ours === theirs)
-		await symlink(join(root, "node_modules"), join(folder, "node_modules"));
-	else await run(["npm", "ci", "--no-audit", "--no-fund"], { cwd: folder });
+	const quietly = ["--no-audit", "--no-fund", "--prefer-offline"];
+	await run(["npm", "ci", ...quietly], { cwd: folder });
 	await run(["npm", "run", "--silent", "build"], { cwd: folder });
 	const file = join(folder, "dist/etcdproxy-controller");
 	const previous = await programImage({ ...program, file }, { log });
