@@ -75,7 +75,7 @@ describe.concurrent("a deleted EtcdStorage", () => {
 			);
 			return pods.trim().split("\n").length === 3;
 		}, "Pod Security has admitted three pods");
-		expect(await leftovers("gone")).toHaveLength(6);
+		expect(await leftovers("gone")).toHaveLength(7);
 		await remove("gone");
 		await collected("gone");
 		await until(
