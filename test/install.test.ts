@@ -5,7 +5,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { cp, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { binaries } from "./cluster/binaries.ts";
 import { run } from "./cluster/processes.ts";
 import { terminalLog } from "./cluster/steps.ts";
@@ -28,6 +28,7 @@ import {
 	chart,
 	commandLine,
 	helm,
+	helmHome,
 	kustomized,
 	manifest,
 	manifestFile,
@@ -38,7 +39,11 @@ import {
 const MINUTE = 60_000;
 /** Of the demo's EtcdStorage. */
 const NAME = "sample-apiserver";
-const values = { core: { urls: ["https://etcd-svc-1.etcd.svc:2379"] } };
+/** As in the README of artifacts/helm. */
+const values = {
+	core: { urls: ["https://etcd-svc-1.etcd.svc:2379"] },
+	image: "registry.example.com/etcdproxy-controller:dev",
+};
 
 let cluster: Cluster;
 let scratch: string;
@@ -108,6 +113,28 @@ async function applyFor(namespace: string, ...files: string[]) {
 			text.replaceAll(NAMESPACE, namespace),
 		);
 	}
+}
+
+/** Runs the commands of a README that contain a text, as they stand there but for a namespace. */
+async function follow(
+	readme: string,
+	text: string,
+	namespace = NAMESPACE,
+): Promise<string> {
+	const guide = await readFile(join(artifacts, readme, "README.md"), "utf8");
+	const blocks = [...guide.matchAll(/^```sh\n(.*?)^```$/gms)]
+		.map(([, block = ""]) => block)
+		.filter((block) => block.includes(text));
+	expect([readme, blocks.length]).toEqual([readme, 1]);
+	const { kubectl, helm } = await binaries(["kubectl", "helm"]);
+	return run(["sh", "-ec", blocks.join().replaceAll(NAMESPACE, namespace)], {
+		cwd: join(artifacts, ".."),
+		env: {
+			...helmHome(scratch),
+			KUBECONFIG: cluster.kubeconfig,
+			PATH: `${dirname(kubectl)}:${dirname(helm)}:${process.env.PATH}`,
+		},
+	});
 }
 
 /** The controller with the rights and the command line that were installed; only where the core is, is another matter here. */
@@ -325,6 +352,28 @@ describe("the manifest", () => {
 	);
 
 	test(
+		"serves another API server that is made as artifacts/etcdstorage says",
+		async () => {
+			await follow("etcdstorage", "create secret generic etcd-client-cert");
+			const ready = async () =>
+				/^True /.test(
+					await condition(cluster, "my-apiserver", "CertificatesReady"),
+				);
+			await until(ready, "its certificates are delivered");
+			for (const [kind, name, key] of [
+				["configmap", "etcd-serving-ca", "serving-ca.crt"],
+				["secret", "etcd-client-cert", "tls.crt"],
+			] as const)
+				expect(
+					(await cluster.get(kind, name, "my-namespace")).data[key],
+				).toBeString();
+			await kubectl("delete", "etcdstorage", "my-apiserver", "--timeout=20s");
+			await kubectl("delete", "namespace", "my-namespace", "--timeout=60s");
+		},
+		MINUTE,
+	);
+
+	test(
 		"deleted after its EtcdStorages leaves nothing but the keys in the core",
 		async () => {
 			const { url, caFile, certFile, keyFile } = cluster.etcd;
@@ -335,9 +384,9 @@ describe("the manifest", () => {
 					...[`--cert=${certFile}`, `--key=${keyFile}`, ...args],
 				]);
 			await inCore("put", key, "kept");
-			await removeDemo();
+			await kubectl("delete", "namespace", "k8s-sample-apiserver");
+			await follow("deployment", "kubectl delete etcdstorages --all");
 			expect(await controller.stop()).toBe(0);
-			await kubectl("delete", "-f", manifestFile, "--timeout=60s");
 			await expectLeft(before, []);
 			expect(await inCore("get", key, "--print-value-only")).toBe("kept\n");
 		},
@@ -380,8 +429,7 @@ describe("the chart", () => {
 		"is installed into a namespace of its own, and works there",
 		async () => {
 			before = await everything();
-			const install = release("install", chart, "--create-namespace");
-			const notes = await helm(scratch, install, values);
+			const notes = await follow("helm", "--create-namespace", namespace);
 			// Its next steps are done as they stand there, but with files that there are.
 			const [label, ...credentials] = notes.match(/^ +kubectl .*$/gm) ?? [];
 			expect(credentials.slice(0, 2).join()).toContain("--from-file=ca.crt,");

@@ -58,6 +58,14 @@ export async function kustomized(folder: string): Promise<Json[]> {
 	return objectsIn(await run([kubectl, "kustomize", folder]));
 }
 
+/** Where helm keeps what it keeps. */
+export const helmHome = (home: string): Record<string, string> => ({
+	HELM_CACHE_HOME: join(home, "cache"),
+	HELM_CONFIG_HOME: join(home, "config"),
+	HELM_DATA_HOME: join(home, "data"),
+	HELM_PLUGINS: join(home, "plugins"),
+});
+
 /**
  * Runs helm.
  * @param home where its caches and settings lie
@@ -71,12 +79,7 @@ export async function helm(
 	values?: object,
 ): Promise<string> {
 	const paths = await binaries(["helm"]);
-	const env = {
-		HELM_CACHE_HOME: join(home, "cache"),
-		HELM_CONFIG_HOME: join(home, "config"),
-		HELM_DATA_HOME: join(home, "data"),
-		HELM_PLUGINS: join(home, "plugins"),
-	};
+	const env = helmHome(home);
 	if (values === undefined) return run([paths.helm, ...args], { env });
 	const stdin = JSON.stringify(values);
 	return run([paths.helm, ...args, "--values=-"], { env, stdin });
