@@ -115,11 +115,11 @@ async function applyFor(namespace: string, ...files: string[]) {
 	}
 }
 
-/** Runs the commands of a README that contain a text, as they stand there but for a namespace. */
+/** Runs the commands of a README that contain a text, as they stand there but for what is another one here. */
 async function follow(
 	readme: string,
 	text: string,
-	namespace = NAMESPACE,
+	replace: Record<string, string> = {},
 ): Promise<string> {
 	const guide = await readFile(join(artifacts, readme, "README.md"), "utf8");
 	const blocks = [...guide.matchAll(/^```sh\n(.*?)^```$/gms)]
@@ -127,7 +127,11 @@ async function follow(
 		.filter((block) => block.includes(text));
 	expect([readme, blocks.length]).toEqual([readme, 1]);
 	const { kubectl, helm } = await binaries(["kubectl", "helm"]);
-	return run(["sh", "-ec", blocks.join().replaceAll(NAMESPACE, namespace)], {
+	const script = Object.entries(replace).reduce(
+		(script, [there, here]) => script.replaceAll(there, here),
+		blocks.join(),
+	);
+	return run(["sh", "-ec", script], {
 		cwd: join(artifacts, ".."),
 		env: {
 			...helmHome(scratch),
@@ -374,6 +378,42 @@ describe("the manifest", () => {
 	);
 
 	test(
+		"finds a core etcd of kubeadm's by the certificate that artifacts/etcd makes, which has no Common Name",
+		async () => {
+			const { caFile } = cluster.etcd;
+			const secret = async () =>
+				(await cluster.get("secret", "etcd-coreserving-cert", NAMESPACE)).data;
+			const before = await secret();
+			await follow("etcd", "openssl x509", {
+				"/etc/kubernetes/pki/etcd": dirname(caFile),
+			});
+			const data = await secret();
+			expect(data["tls.crt"]).not.toBe(before["tls.crt"]);
+			const [certFile, keyFile] = ["tls.crt", "tls.key"].map((name) =>
+				join(scratch, name),
+			) as [string, string];
+			await writeFile(certFile, Buffer.from(data["tls.crt"], "base64"));
+			await writeFile(keyFile, Buffer.from(data["tls.key"], "base64"));
+			expect(
+				await run([
+					...["openssl", "verify", "-x509_strict", "-purpose", "sslclient"],
+					...["-CAfile", caFile, certFile],
+				]),
+			).toContain(": OK");
+			const subject = ["x509", "-in", certFile, "-noout", "-subject"];
+			expect(await run(["openssl", ...subject])).toBe(
+				"subject=O = etcdproxy\n",
+			);
+			const { etcdctl } = await binaries(["etcdctl"]);
+			await run([
+				...[etcdctl, `--endpoints=${cluster.etcd.url}`, `--cacert=${caFile}`],
+				...[`--cert=${certFile}`, `--key=${keyFile}`, "endpoint", "health"],
+			]);
+		},
+		MINUTE,
+	);
+
+	test(
 		"deleted after its EtcdStorages leaves nothing but the keys in the core",
 		async () => {
 			const { url, caFile, certFile, keyFile } = cluster.etcd;
@@ -429,7 +469,9 @@ describe("the chart", () => {
 		"is installed into a namespace of its own, and works there",
 		async () => {
 			before = await everything();
-			const notes = await follow("helm", "--create-namespace", namespace);
+			const notes = await follow("helm", "--create-namespace", {
+				[NAMESPACE]: namespace,
+			});
 			// Its next steps are done as they stand there, but with files that there are.
 			const [label, ...credentials] = notes.match(/^ +kubectl .*$/gm) ?? [];
 			expect(credentials.slice(0, 2).join()).toContain("--from-file=ca.crt,");

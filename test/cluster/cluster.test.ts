@@ -829,7 +829,7 @@ describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 				async () => {
 					const list = await json(
 						"get",
-						"deployment,service,configmap,secret,pods",
+						"deployment,service,poddisruptionbudget,configmap,secret,pods",
 						"--namespace",
 						NAMESPACE,
 					);
