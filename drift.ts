@@ -21,10 +21,45 @@ export function isSubset(desired: unknown, live: unknown): boolean {
 	return desired === live;
 }
 
-/** Whether the live object has a key of ours in its data that is not to be there any more. */
+/**
+ * Whether the live object has something that is not to be there any more: a key in its data, or a field that we have
+ * applied and do not ask for now. An apply removes both.
+ */
 export const hasLeftovers = (desired: Data, live: Data): boolean =>
-	desired.data !== undefined &&
-	Object.keys(live.data ?? {}).some((key) => !(key in (desired.data ?? {})));
+	(desired.data !== undefined &&
+		Object.keys(live.data ?? {}).some(
+			(key) => !(key in (desired.data ?? {})),
+		)) ||
+	(live.metadata.managedFields ?? []).some(
+		({ manager, operation, subresource, fieldsV1 }) =>
+			manager === FIELD_MANAGER &&
+			operation === "Apply" &&
+			!subresource &&
+			!covers(desired, (fieldsV1 ?? {}) as Fields),
+	);
+
+/** Whether each field of a set is there. */
+const covers = (value: unknown, fields: Fields): boolean =>
+	Object.entries(fields).every(([key, within]) => {
+		if (key === ".") return true;
+		const part = partOf(value, key);
+		return part !== undefined && covers(part, within);
+	});
+
+/**
+ * What a path element of fieldsV1 names: `f:` a field, `k:` the item of a list with these keys, `v:` an item itself.
+ * https://github.com/kubernetes-sigs/structured-merge-diff/blob/master/fieldpath/serialize-pe.go
+ */
+function partOf(value: unknown, element: string): unknown {
+	const name = element.slice(2);
+	if (element.startsWith("f:"))
+		return (value as Record<string, unknown> | undefined)?.[name];
+	if (!Array.isArray(value)) return undefined;
+	const wanted = JSON.parse(name);
+	if (element.startsWith("v:")) return value.find((item) => item === wanted);
+	// A key that an item does not say has its default, as a port's protocol has.
+	return value.find((item) => isSubset(wanted, { ...wanted, ...item }));
+}
 
 /** Whether a managedFields entry is about a field: https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/object-meta/ (fieldsV1) */
 export const hasField = (

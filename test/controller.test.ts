@@ -279,7 +279,10 @@ async function visits() {
 describe("at rest", () => {
 	async function versions(): Promise<Record<string, string>> {
 		const text = await kubectl(
-			...["get", "etcdstorages,deployments,services,configmaps,secrets,events"],
+			...[
+				"get",
+				"etcdstorages,deployments,services,poddisruptionbudgets,configmaps,secrets,events",
+			],
 			...["--all-namespaces", "-o", "json"],
 		);
 		return Object.fromEntries(
@@ -393,7 +396,7 @@ describe("the proxies of an EtcdStorage", () => {
 	const deployment = () => on.api.get("Deployment", "etcd-plane");
 	const problem =
 		/^False CoreCredentialsInvalid: .* has the Common Name "boss"/;
-	const withImage = async (...flags: string[]) => {
+	const withFlags = async (...flags: string[]) => {
 		await on.controller.stop();
 		on.controller = await startController(on.cluster, { flags });
 	};
@@ -432,7 +435,7 @@ describe("the proxies of an EtcdStorage", () => {
 	test("become etcd's own with etcd's image, and gateways again without it, each by one change", async () => {
 		const before = await deployment();
 		const container = ({ spec }: Json) => spec.template.spec.containers[0];
-		await withImage("--etcd-proxy-image=quay.io/coreos/etcd:v3.7.3");
+		await withFlags("--etcd-proxy-image=quay.io/coreos/etcd:v3.7.3");
 		await on.api.condition("plane", "Deployed", problem);
 		const { certFile, keyFile } = on.cluster.etcd;
 		await own(
@@ -452,13 +455,26 @@ describe("the proxies of an EtcdStorage", () => {
 			"etcd.xmudrii.com/client-ca-sha256",
 			"etcd.xmudrii.com/core-ca-sha256",
 		]);
-		await withImage();
+		await withFlags();
 		await until(
 			async () =>
 				container(await deployment()).image === container(before).image,
 			"they are gateways again",
 			5_000,
 		);
+		const after = await deployment();
+		expect(after.spec).toEqual(before.spec);
+		expect(after.metadata.generation).toBe(before.metadata.generation + 2);
+	}, 60_000);
+
+	test("have the priority that they are to have, and none any more without it, each by one change", async () => {
+		const before = await deployment();
+		const priority = async () =>
+			(await deployment()).spec.template.spec.priorityClassName;
+		await withFlags("--etcd-proxy-priority-class=etcdproxy");
+		await until(async () => (await priority()) === "etcdproxy", "they have it");
+		await withFlags();
+		await until(async () => (await priority()) === undefined, "they have none");
 		const after = await deployment();
 		expect(after.spec).toEqual(before.spec);
 		expect(after.metadata.generation).toBe(before.metadata.generation + 2);

@@ -62,7 +62,7 @@ describe("the command line", () => {
 	});
 });
 
-const on = stage();
+const on = stage(undefined, ["--etcd-proxy-priority-class=etcdproxy"]);
 
 interface Ran {
 	stdout: string;

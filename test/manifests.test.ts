@@ -784,6 +784,71 @@ describe("a live object is as desired", () => {
 			]);
 	});
 
+	test("only without fields that we have applied and do not ask for any more", () => {
+		const spec = specOf(sample());
+		const [service, deployment] = workload(
+			sample(),
+			environment,
+			spec,
+			material(spec),
+		) as [Json, Json];
+		const applied = (fieldsV1: FieldSet, more = {}) => ({
+			metadata: {
+				managedFields: [
+					{ ...entry(FIELD_MANAGER, "Apply", fieldsV1), ...more },
+				],
+			},
+		});
+		const pod = (fields: FieldSet) => ({
+			"f:spec": { "f:template": { "f:spec": fields } },
+		});
+		const container = (fields: FieldSet, name = "etcdproxy") =>
+			pod({ "f:containers": { [`k:{"name":"${name}"}`]: fields } });
+		const port = (number: number, protocol: string) => ({
+			"f:ports": {
+				[`k:{"${protocol === "" ? "containerPort" : "port"}":${number},"protocol":"${protocol || "TCP"}"}`]:
+					{ ".": {}, "f:name": {} },
+			},
+		});
+		const named = structuredClone(deployment);
+		delete named.spec.template.spec.priorityClassName;
+		for (const [desired, fields, left] of [
+			[deployment, pod({ "f:priorityClassName": {} }), false],
+			[named, pod({ "f:priorityClassName": {} }), true],
+			[named, pod({ "f:tolerations": {} }), true],
+			[named, container({ ".": {}, "f:image": {} }), false],
+			[named, container({ "f:env": {} }), true],
+			[named, container({ ".": {} }, "more"), true],
+			// The protocol is TCP where it is not said.
+			[named, container(port(2379, "")), false],
+			[named, container(port(2380, "")), true],
+			[service, { "f:spec": port(2379, "TCP") }, false],
+			[
+				{ metadata: { finalizers: ["a"] } },
+				{ "f:metadata": { "f:finalizers": { ".": {}, 'v:"a"': {} } } },
+				false,
+			],
+			[
+				{ metadata: { finalizers: ["a"] } },
+				{ "f:metadata": { "f:finalizers": { 'v:"b"': {} } } },
+				true,
+			],
+		] as [Json, FieldSet, boolean][]) {
+			expect([fields, hasLeftovers(desired, applied(fields) as Json)]).toEqual([
+				...[fields, left],
+			]);
+			// What others have applied, or what is of the status, is no concern of ours.
+			for (const more of [
+				{ manager: "kubectl" },
+				{ operation: "Update" },
+				{ subresource: "status" },
+			])
+				expect(hasLeftovers(desired, applied(fields, more) as Json)).toBe(
+					false,
+				);
+		}
+	});
+
 	test("or not, whatever nonsense lies there", () => {
 		fc.assert(
 			fc.property(json, fc.anything(), (wanted, live) => {
