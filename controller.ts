@@ -9,6 +9,9 @@ import { explain } from "./log.ts";
 
 async function main(args: string[]): Promise<void> {
 	const [command, action, ...rest] = args;
+	// The executable starts with a compiler to machine code that holds back (build/program.ts): nothing for a gateway's hot paths.
+	if (["plan", "certs", "grpc-proxy"].includes(command ?? ""))
+		Bun.unsafe.setJITPolicy(1);
 	if (command === "plan" || command === "certs") {
 		const { runInspect } = await import("./inspect.ts");
 		return runInspect(command, args.slice(1));

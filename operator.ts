@@ -49,6 +49,8 @@ import type { Deployment } from "./workload.ts";
 
 /** EtcdStorages visited at once: enough to hide the API server's latency, few enough not to crowd it. */
 const CONCURRENCY = 8;
+/** Up to so many EtcdStorages, machine code is not worth the 10 MB that its compiler takes: see build/program.ts. */
+const FEW = 10;
 /** How long visits that have begun may take after SIGTERM, well within a pod's 30 s of grace. */
 const DRAIN_MS = 5_000;
 
@@ -260,6 +262,7 @@ class Controller {
 		const { storages } = this.#context;
 		const known = storages.get(name);
 		if (!known) return this.#forget(name);
+		if (storages.size > FEW) Bun.unsafe.setJITPolicy(1);
 		const storage = { ...known, status: readStatus(known) };
 		const done = this.#metrics.reconcileSeconds.startTimer();
 		try {

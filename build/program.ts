@@ -50,8 +50,10 @@ const flags = [
 	"--sourcemap",
 	// What only a half of the program needs is loaded by that half alone.
 	"--splitting",
-	// Starts in half the time, and 3 MB smaller in memory. Its default, CommonJS, cannot be split.
+	// Starts in half the time, and is 3 MB smaller in memory. Its default, CommonJS, cannot be split.
 	...["--bytecode", "--format=esm"],
+	// Compiles no JavaScript to machine code until the program says so, which the controller does not while it has little to do: 10 MB less.
+	"--compile-jit-policy=1000",
 	// What lies around where it is started is not ours: a bunfig.toml can name code to run first.
 	...["--no-compile-autoload-dotenv", "--no-compile-autoload-bunfig"],
 ];

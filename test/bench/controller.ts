@@ -1,5 +1,5 @@
 /**
- * `npm run bench:controller`: N EtcdStorages against a real API server without a kubelet. Measured from the moment before the
+ * `npm run bench:controller`: the program as it is shipped, and N EtcdStorages, against a real API server without a kubelet. Measured from the moment before the
  * first is created until every certificate is written and every Service and Deployment exists, as the API server's
  * own watch tells it. The peer, in the same run on the same cluster, is a loop that does nothing but send the very same
  * requests with ready-made content: what is left when the controller costs nothing.
@@ -8,6 +8,8 @@
  */
 
 import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { compile } from "../../build/program.ts";
 import { issue, materialOf } from "../../certificates.ts";
 import { type EtcdStorage, readSpec, type Spec } from "../../etcdstorage.ts";
 import { Kube, type KubeObject, loadKubeConfig } from "../../kube.ts";
@@ -108,7 +110,8 @@ async function measure(count: number, rest: boolean): Promise<Row> {
 					.flatMap((name) => apiServerNamespace(`ns-${name}`)),
 			);
 
-	const controller = await startController(cluster);
+	const { file } = await compile(join(cluster.dir, "etcdproxy-controller"));
+	const controller = await startController(cluster, { command: [file] });
 	const progress = await watch(kube);
 	// The API server needs seconds to settle after a CustomResourceDefinition is made, and a just-in-time compiler warms up.
 	await kube.create(storageOf("warm-up"));
