@@ -717,13 +717,14 @@ describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 	);
 
 	test(
-		"a name of 58 characters works down to the pods",
+		"a name of 58 characters works down to the pods, also with targets in the controller's own namespace",
 		async () => {
 			const name = "n".repeat(58);
-			const spec = { caCertConfigMap: [], clientCertSecret: [], replicas: 1 };
+			await ownKubectl("create", "configmap", "etcd-serving-ca");
+			await ownKubectl("create", "secret", "generic", "etcd-client-cert");
 			await cluster.kubectl(
 				["apply", "--filename=-"],
-				JSON.stringify(etcdStorage(name, "", spec)),
+				JSON.stringify(etcdStorage(name, NAMESPACE, { replicas: 1 })),
 			);
 			await waitFor(cluster, "Ready", `etcdstorage/${name}`);
 			await cluster.kubectl(["delete", "etcdstorage", name, "--timeout=60s"]);
