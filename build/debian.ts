@@ -2,7 +2,8 @@
  * Debian packages, fetched and verified, but not installed. debian.json pins those that the image takes files from;
  * `npm run pin:debian` pins what Debian serves today.
  */
-import { mkdir, rename } from "node:fs/promises";
+import { rmSync } from "node:fs";
+import { mkdir, mkdtemp, rename } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { cached, inScratchFolder, type Log, run } from "./machine.ts";
@@ -81,58 +82,77 @@ const titleOf = (pin: Pin | undefined): string =>
 const debOf = (pin: Pin, folder: string): string =>
 	join(folder, `${pin.name}_${pin.architecture}.deb`);
 
-/**
- * Fetches packages by apt, which verifies them by Debian's signatures. It uses the machine's sources, but writes
- * nothing of its own where the system would look.
- * @throws NotServed
- */
+/** @throws NotServed */
 async function download(
 	pins: Pin[],
 	folder: string,
 	pinned: boolean,
 ): Promise<void> {
+	apt ??= prepareApt();
+	const { env, warnings } = await apt;
+	const specs = pins.map(
+		({ name, architecture, version }) =>
+			`${name}${architecture === "all" ? "" : `:${architecture}`}${pinned ? `=${version}` : ""}`,
+	);
 	await inScratchFolder(folder, async (scratch) => {
-		for (const each of ["state/lists/partial", "cache/archives/partial"])
-			await mkdir(join(scratch, each), { recursive: true });
-		const config = join(scratch, "apt.conf");
-		await Bun.write(join(scratch, "status"), "");
-		await Bun.write(
-			config,
-			`Dir::State "${scratch}/state";
-Dir::State::status "${scratch}/status";
-Dir::Cache "${scratch}/cache";
-APT::Architecture "amd64";
-APT::Architectures { "amd64"; "arm64"; };
-APT::Sandbox::User "";
-Acquire::Languages "none";
-`,
+		const options = { cwd: scratch, env };
+		await run(["apt-get", "--quiet", "download", ...specs], options).catch(
+			(error: Error) => {
+				const [gone] =
+					/Version '.*' for '.*' was not found/.exec(error.message) ?? [];
+				throw gone === undefined
+					? new Error(`${error.message}${warnings}`, { cause: error })
+					: new NotServed(`Debian does not serve it any more: ${gone}`);
+			},
 		);
-		const env = { APT_CONFIG: config, LC_ALL: "C" };
-		// A source that has nothing to do with it may fail; what is missing then, the next command says.
-		const warnings = await run(["apt-get", "--quiet", "update"], { env }).then(
-			() => "",
-			(error: Error) => `\n${error.message}`,
-		);
-		const specs = pins.map(
-			({ name, architecture, version }) =>
-				`${name}${architecture === "all" ? "" : `:${architecture}`}${pinned ? `=${version}` : ""}`,
-		);
-		await run(["apt-get", "--quiet", "download", ...specs], {
-			cwd: scratch,
-			env,
-		}).catch((error: Error) => {
-			const [gone] =
-				/Version '.*' for '.*' was not found/.exec(error.message) ?? [];
-			throw gone === undefined
-				? new Error(`${error.message}${warnings}`, { cause: error })
-				: new NotServed(`Debian does not serve it any more: ${gone}`);
-		});
 		for (const pin of pins) {
 			const found = new Bun.Glob(`${pin.name}_*_${pin.architecture}.deb`);
 			const [file = ""] = await Array.fromAsync(found.scan(scratch));
 			await rename(join(scratch, file), debOf(pin, folder));
 		}
 	});
+}
+
+/** What Debian serves is looked up once. */
+let apt: ReturnType<typeof prepareApt> | undefined;
+
+/**
+ * Lets apt, which verifies what it fetches by Debian's signatures, use the machine's sources for both architectures, and
+ * write nothing where the system would look.
+ */
+async function prepareApt(): Promise<{
+	env: Record<string, string>;
+	warnings: string;
+}> {
+	if (Bun.which("apt-get") === null)
+		throw new Error(
+			"files of Debian's are fetched by apt-get, which is not here: with a container engine, artifacts/image/Dockerfile makes the image",
+		);
+	const folder = await mkdtemp(join(tmpdir(), "apt-"));
+	process.once("exit", () => rmSync(folder, { recursive: true, force: true }));
+	for (const each of ["state/lists/partial", "cache/archives/partial"])
+		await mkdir(join(folder, each), { recursive: true });
+	await Bun.write(join(folder, "status"), "");
+	const config = join(folder, "apt.conf");
+	await Bun.write(
+		config,
+		`Dir::State "${folder}/state";
+Dir::State::status "${folder}/status";
+Dir::Cache "${folder}/cache";
+APT::Architecture "amd64";
+APT::Architectures { "amd64"; "arm64"; };
+// A user of apt's own could not write here.
+APT::Sandbox::User "";
+Acquire::Languages "none";
+`,
+	);
+	const env = { APT_CONFIG: config, LC_ALL: "C" };
+	// A source that has nothing to do with it may fail. What is missing then, is told when it is asked for.
+	const warnings = await run(["apt-get", "--quiet", "update"], { env }).then(
+		() => "",
+		(error: Error) => `\n${error.message}`,
+	);
+	return { env, warnings };
 }
 
 async function read(pins: Pin[], folder: string): Promise<DebianPackage[]> {

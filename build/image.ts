@@ -4,7 +4,7 @@
  */
 import { readdir } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import packageJson from "../package.json" with { type: "json" };
 import type { Build } from "../version.ts";
 import {
@@ -33,6 +33,7 @@ export const imagePlatforms = [
 
 const executable = "/usr/local/bin/etcdproxy-controller";
 const documents = "/usr/share/doc/etcdproxy-controller";
+const commonLicenses = "/usr/share/common-licenses";
 
 /**
  * The image of a program for Linux.
@@ -130,7 +131,7 @@ async function baseLayer(
 			...(await files(shared, libraries)),
 			await file(`${shared}/${loader}`, 0o755),
 			// The path of the interpreter that an executable names.
-			{ path: `${link}/${loader}`, target: `${shared}/${loader}` },
+			{ path: `${link}/${loader}`, target: `..${shared}/${loader}` },
 			{
 				path: "/etc/ssl/certs/ca-certificates.crt",
 				content: Buffer.concat(certificates.map(({ content }) => content)),
@@ -155,7 +156,7 @@ async function baseLayer(
 			{ path: "/root", mode: 0o700 },
 			{ path: "/tmp", mode: 0o1777 },
 			// What copyright files and Bun's licence refer to.
-			...(await files("/usr/share/common-licenses", [
+			...(await files(commonLicenses, [
 				...["Apache-2.0", "BSD", "GPL-2", "GPL-3", "LGPL-2", "LGPL-2.1"],
 				"MPL-2.0",
 			])),
@@ -178,33 +179,44 @@ const architectureOf = (platform: Platform): Architecture => {
 };
 
 /**
- * Builds the programs for Linux and writes the archive of their images, and a bill of materials beside it for each.
+ * Writes the archive of images into dist/, beside it a bill of materials of each, and the texts that licences refer to.
+ * @param programs those for Linux, all of this build
+ * @param options of fetchPackages()
  * @returns the archive's path
  */
-export async function buildImage(options: {
-	strict?: boolean;
-	log: Log;
-}): Promise<string> {
-	const build = await workTree();
-	const name = join(dist, `etcdproxy-controller-${build.version}.oci`);
+export async function buildImage(
+	{ version, date }: Build,
+	programs: Program[],
+	options: { strict?: boolean; log: Log },
+): Promise<string> {
+	const name = join(dist, `etcdproxy-controller-${version}.oci`);
 	const images: Image[] = [];
-	for (const platform of imagePlatforms) {
-		const program = await buildProgram(platform, build);
+	for (const program of programs) {
 		const { image, sbom } = await programImage(program, options);
 		images.push(image);
 		await Bun.write(`${name}.linux-${image.architecture}.cdx.json`, sbom);
+		for (const { path, content } of image.layers.flat())
+			if (path.startsWith(commonLicenses) && content !== undefined)
+				await Bun.write(join(dist, "licenses/common", basename(path)), content);
 	}
-	const archive = `${name}.tar`;
-	await writeArchive(archive, images, {
-		name: `docker.io/xmudrii/etcdproxy-controller:v${build.version}`,
-		created: build.date,
+	await writeArchive(`${name}.tar`, images, {
+		name: `docker.io/xmudrii/etcdproxy-controller:v${version}`,
+		created: date,
 		compress: true,
 	});
-	return archive;
+	return `${name}.tar`;
+}
+
+async function main(): Promise<void> {
+	const build = await workTree();
+	const programs: Program[] = [];
+	for (const platform of imagePlatforms)
+		programs.push(await buildProgram(platform, build));
+	console.log(await buildImage(build, programs, { log: console.error }));
 }
 
 if (import.meta.main)
-	buildImage({ log: console.error }).then(console.log, (error: Error) => {
+	main().catch((error: Error) => {
 		console.error(error.message);
 		process.exitCode = 1;
 	});

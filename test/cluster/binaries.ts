@@ -84,7 +84,7 @@ const clusterGroups = [
 	},
 ] as const;
 
-/** Clients of etcd, of HTTP/2 and of TLS, and judges of certificates and of alerts, for tests and benchmarks: the cluster itself needs none. */
+/** Clients of etcd, of HTTP/2 and of TLS, and judges of certificates, of alerts and of images, for tests and benchmarks: the cluster itself needs none. */
 const clientGroups = [
 	{
 		title: "clients of etcd",
@@ -96,6 +96,13 @@ const clientGroups = [
 			etcdload: "etcdproxy-controller/cluster/etcd/etcdload",
 			etcdscript: "etcdproxy-controller/cluster/etcd/etcdscript",
 		},
+	},
+	{
+		title: "crane",
+		module: "crane",
+		usually: "30 s",
+		flags: ["-ldflags", "-s -w"],
+		packages: { crane: "github.com/google/go-containerregistry/cmd/crane" },
 	},
 	{
 		title: "h2spec",

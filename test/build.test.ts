@@ -1,0 +1,255 @@
+/** The program as it is shipped: compiled for each platform, the same bytes each time, and what is in it. */
+import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
+import { chmod, mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { Spec, Validation } from "@cyclonedx/cyclonedx-library";
+import { licenses } from "../build/licenses.ts";
+import {
+	compile,
+	type Platform,
+	type Program,
+	platforms,
+	sbomOf,
+	workTree,
+} from "../build/program.ts";
+import packageJson from "../package.json" with { type: "json" };
+import { executableFor } from "./executable.ts";
+
+setDefaultTimeout(120_000);
+
+const root = join(import.meta.dir, "..");
+const build = {
+	version: packageJson.version,
+	commit: "0a1b2c3d",
+	date: "2026-11-23T12:00:00Z",
+};
+
+let dir: string;
+const programs = {} as Record<Platform, Program>;
+
+beforeAll(async () => {
+	dir = await mkdtemp(join(tmpdir(), "build-test-"));
+	for (const platform of platforms)
+		programs[platform] = await compile(join(dir, platform), platform, build);
+}, 300_000);
+afterAll(() => rm(dir, { recursive: true }));
+
+const run = async (command: string[], options: object = {}) => {
+	const child = Bun.spawn(command, {
+		stdin: "ignore",
+		stdout: "pipe",
+		stderr: "pipe",
+		...options,
+	});
+	return {
+		stdout: await child.stdout.text(),
+		stderr: await child.stderr.text(),
+		code: await child.exited,
+	};
+};
+const bytesOf = (program: Program) => Bun.file(program.file).bytes();
+const thisOne = () =>
+	programs[`${process.platform}-${process.arch}` as Platform];
+
+test.each([...platforms])(
+	"two builds of one commit for %s are the same to the byte, under whatever name",
+	async (platform) => {
+		const again = await compile(join(dir, "other/name"), platform, build);
+		expect(await bytesOf(again)).toEqual(await bytesOf(programs[platform]));
+	},
+);
+
+test("another commit is another program", async () => {
+	const other = { ...build, commit: "4e5f6a7b" };
+	const again = await compile(join(dir, "other/name"), "linux-x64", other);
+	expect(await bytesOf(again)).not.toEqual(
+		await bytesOf(programs["linux-x64"]),
+	);
+});
+
+test("each is an executable for its platform", async () => {
+	const found: Record<string, string> = {};
+	for (const platform of platforms)
+		found[platform] = executableFor(await bytesOf(programs[platform])).machine;
+	expect(found).toEqual({
+		"linux-x64": "ELF x86-64",
+		"linux-arm64": "ELF aarch64",
+		"darwin-arm64": "Mach-O arm64",
+	});
+});
+
+test("version, commit and date are inside", async () => {
+	expect(await run([thisOne().file, "--version"])).toEqual({
+		stdout: `etcdproxy-controller ${packageJson.version}, commit 0a1b2c3d of 2026-11-23T12:00:00Z\n`,
+		stderr: "",
+		code: 0,
+	});
+});
+
+test("what lies in the folder where it is started is not obeyed", async () => {
+	const cwd = await mkdtemp(join(dir, "elsewhere-"));
+	await writeFile(
+		join(cwd, "trap.js"),
+		`require("node:fs").writeFileSync(${JSON.stringify(join(cwd, "sprung"))}, "");`,
+	);
+	await writeFile(join(cwd, "bunfig.toml"), 'preload = ["./trap.js"]\n');
+	await writeFile(join(cwd, ".env"), "KUBECONFIG=/of/somebody/else\n");
+	const { KUBECONFIG, ...env } = process.env;
+	const options = { cwd, env: { ...env, HOME: cwd } };
+	const program = [thisOne().file, "--etcd-core-url=https://core:2379"];
+	expect(await run(program, options)).toMatchObject({
+		stderr: `etcdproxy-controller: no kubeconfig: ${cwd}/.kube/config does not exist and this is not a Pod with a ServiceAccount; set --kubeconfig or KUBECONFIG\n`,
+		code: 1,
+	});
+	expect(await readdir(cwd)).not.toContain("sprung");
+	// It is a trap that works: Bun itself walks into it.
+	await writeFile(join(cwd, "own.js"), "");
+	await run([process.execPath, "own.js"], options);
+	expect(await readdir(cwd)).toContain("sprung");
+});
+
+test("a runtime that is not what package-lock.json pins is refused, and not kept", async () => {
+	const fake = await mkdtemp(join(dir, "fake-"));
+	const npm = join(fake, "npm");
+	await writeFile(
+		npm,
+		`#!/bin/sh
+for word; do case $word in --pack-destination=*) echo other > "\${word#*=}/oven-bun-1.4.5.tgz";; esac; done
+`,
+	);
+	await chmod(npm, 0o755);
+	const { stderr, code } = await run(
+		[process.execPath, "build/program.ts", "linux-arm64"],
+		{
+			cwd: root,
+			env: {
+				...process.env,
+				PATH: `${fake}:${process.env.PATH}`,
+				XDG_CACHE_HOME: join(fake, "cache"),
+			},
+		},
+	);
+	expect(code).toBe(1);
+	expect(stderr).toMatch(
+		/^npm served another @oven\/bun-linux-aarch64@1\.4\.5 than package-lock\.json pins: its SHA-512 is \w{128}, not \w{128}\n$/,
+	);
+	expect(await readdir(join(fake, "cache/etcdproxy-controller"))).toEqual([]);
+});
+
+test("a platform that it is not built for is refused", async () => {
+	expect(
+		await run([process.execPath, "build/program.ts", "linux-riscv64"], {
+			cwd: root,
+		}),
+	).toMatchObject({
+		stderr:
+			"the program is not built for linux-riscv64, but for linux-x64, linux-arm64, darwin-arm64\n",
+		code: 1,
+	});
+});
+
+test("SOURCE_DATE_EPOCH is the date", async () => {
+	try {
+		process.env.SOURCE_DATE_EPOCH = "1795521600";
+		expect((await workTree()).date).toBe("2026-11-24T12:00:00Z");
+		process.env.SOURCE_DATE_EPOCH = "yesterday";
+		expect(workTree()).rejects.toThrow(
+			'SOURCE_DATE_EPOCH "yesterday" is not a number of seconds since 1970',
+		);
+	} finally {
+		delete process.env.SOURCE_DATE_EPOCH;
+	}
+});
+
+/** The npm packages whose files Bun's source maps name: another account of what is in the program than the one that the bill is made from. */
+async function mapped(): Promise<string[]> {
+	const outdir = join(dir, "maps");
+	await Bun.$`${process.execPath} build --target=bun --minify --splitting --sourcemap=external --outdir=${outdir} controller.ts`
+		.cwd(root)
+		.quiet();
+	const maps = await Array.fromAsync(new Bun.Glob("*.map").scan(outdir));
+	const sources: string[] = [];
+	for (const map of maps)
+		sources.push(...(await Bun.file(join(outdir, map)).json()).sources);
+	const names = sources.flatMap(
+		(source) => /.*node_modules\/((?:@[^/]+\/)?[^/]+)/.exec(source)?.[1] ?? [],
+	);
+	return [...new Set(names)].sort();
+}
+
+test("its bill of materials names every package that is in it, with version, licence and address", async () => {
+	const { components } = JSON.parse(await sbomOf(programs["linux-arm64"]));
+	interface Component {
+		name: string;
+		group?: string;
+		version: string;
+		purl: string;
+		licenses: object[];
+		hashes: { alg: string; content: string }[];
+	}
+	const packages: Component[] = components;
+	const nameOf = ({ group, name }: Component) =>
+		group === undefined ? name : `${group}/${name}`;
+	expect(packages.map(nameOf).sort()).toEqual(
+		[...(await mapped()), "@oven/bun-linux-aarch64"].sort(),
+	);
+	const lock = await Bun.file(join(root, "package-lock.json")).json();
+	for (const one of packages) {
+		const locked = lock.packages[`node_modules/${nameOf(one)}`];
+		expect(one.version).toBe(locked.version);
+		expect(one.purl).toBe(
+			`pkg:npm/${nameOf(one).replace("@", "%40")}@${one.version}`,
+		);
+		expect(one.licenses[0]).toEqual({ license: { id: locked.license } });
+		expect(
+			Buffer.from(one.hashes[0]?.content ?? "", "hex").toString("base64"),
+		).toBe(locked.integrity.replace("sha512-", ""));
+	}
+});
+
+test("its bill of materials is valid CycloneDX 1.6, the same each time, and about this very executable", async () => {
+	const validator = new Validation.JsonStrictValidator(Spec.Version.v1dot6);
+	const text = await sbomOf(programs["linux-x64"]);
+	expect(await validator.validate(text)).toBeNull();
+	expect(await sbomOf(programs["linux-x64"])).toBe(text);
+	const { metadata, serialNumber, dependencies } = JSON.parse(text);
+	expect(metadata).toMatchObject({
+		timestamp: build.date,
+		component: { name: "etcdproxy-controller", version: build.version },
+	});
+	expect(metadata.component.hashes[0].content).toBe(
+		(await run(["sha256sum", programs["linux-x64"].file])).stdout.slice(0, 64),
+	);
+	// Whatever is in it is there because something needs it.
+	const needed = dependencies.flatMap(
+		(one: { dependsOn: string[] }) => one.dependsOn,
+	);
+	for (const { ref } of dependencies.slice(1)) expect(needed).toContain(ref);
+	expect(serialNumber).not.toBe(
+		JSON.parse(await sbomOf(programs["linux-arm64"])).serialNumber,
+	);
+	expect(
+		await validator.validate(text.replace('"id": "MIT"', '"id": "free"')),
+	).not.toBeNull();
+});
+
+test("for each package there is the text of its licence, and for Bun", async () => {
+	const texts = await licenses(thisOne());
+	for (const { name } of thisOne().packages) {
+		const [text = ""] = Object.entries(texts)
+			.filter(([path]) => path.startsWith(`${name}/`))
+			.map(([, content]) => content);
+		expect(text).toMatch(/Copyright|Apache License/);
+	}
+	expect(texts["bun/license.mdx"]).toContain("LGPL-2");
+	expect(texts.LICENSE).toContain("Apache License");
+});
+
+test("what has no licence text may not be shipped", () => {
+	const [first] = thisOne().packages;
+	const bare = { ...first, folder: "artifacts/demo" } as Program["packages"][0];
+	expect(licenses({ ...thisOne(), packages: [bare] })).rejects.toThrow(
+		"artifacts/demo has no licence text: it may not be shipped",
+	);
+});
