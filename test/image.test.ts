@@ -7,7 +7,7 @@ import { mkdir, mkdtemp, readdir, rm } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { fetchPackages, readPins, unpack } from "../build/debian.ts";
 import { imageConfig, imagePlatforms, programImage } from "../build/image.ts";
-import { run } from "../build/machine.ts";
+import { cached, run } from "../build/machine.ts";
 import { writeArchive } from "../build/oci.ts";
 import { compile } from "../build/program.ts";
 import { obstacles } from "../build/release.ts";
@@ -465,34 +465,39 @@ test("the bill of materials in the image is the one beside the archive, and name
 	}
 });
 
+/** Emulators of CPUs; the folder of them. */
+function emulators(): Promise<string> {
+	const pin = {
+		name: "qemu-user-static",
+		architecture: "amd64",
+		version: "1:7.2+dfsg-7+deb12u18+b3",
+		sha256: "c3e3ba2bd87f8c5b9a5da5ef21b5a3b82d7c63b89dd448d9ddaa4eabc5b6e402",
+	} as const;
+	return cached(`qemu-${pin.sha256.slice(0, 16)}`, async (made) => {
+		for (const one of await fetchPackages([pin], { log }))
+			await unpack(one, join(dir, "qemu"));
+		for (const name of ["qemu-aarch64-static", "qemu-x86_64-static"])
+			await run(["cp", join(dir, "qemu/usr/bin", name), made]);
+	});
+}
+
 test("it runs on an arm64 CPU, and on an x86-64 CPU of 2008", async () => {
-	const qemu = join(dir, "qemu");
-	const [emulators] = await fetchPackages(
-		[
-			{
-				name: "qemu-user-static",
-				architecture: "amd64",
-				version: "1:7.2+dfsg-7+deb12u18+b3",
-				sha256:
-					"c3e3ba2bd87f8c5b9a5da5ef21b5a3b82d7c63b89dd448d9ddaa4eabc5b6e402",
-			},
-		],
-		{ log },
-	);
-	if (emulators) await unpack(emulators, qemu);
-	const program = (architecture: string) => [
-		...["-L", join(dir, architecture)],
-		join(dir, architecture, "usr/local/bin/etcdproxy-controller"),
-	];
+	const folder = await emulators();
 	for (const [emulator, cpu, architecture] of [
 		["qemu-aarch64-static", "cortex-a53", "arm64"],
 		["qemu-x86_64-static", "Nehalem", "amd64"],
 	] as const) {
-		await rootfs(architecture);
-		const emulated = [join(qemu, "usr/bin", emulator), "-cpu", cpu] as const;
-		expect(
-			await run([...emulated, ...program(architecture), "--version"]),
-		).toBe(
+		const image = await rootfs(architecture);
+		const program = join(image, "usr/local/bin/etcdproxy-controller");
+		// The loader and the libraries, too, are the image's.
+		const emulated = [
+			join(folder, emulator),
+			"-cpu",
+			cpu,
+			"-L",
+			image,
+		] as const;
+		expect(await run([...emulated, program, "--version"])).toBe(
 			`etcdproxy-controller ${version}, commit ${build.commit} of ${date}\n`,
 		);
 	}
@@ -521,8 +526,7 @@ test("of Debian's packages a release takes the pinned ones or none, and a build 
 		version: served?.version ?? "",
 		sha256: "0".repeat(64),
 	};
-	for (const strict of [true, false])
-		await expect(fetchPackages([forged], { log, strict })).rejects.toThrow(
-			`Debian serves another netbase ${served?.version} for all than is pinned: its SHA-256 is ${served?.sha256}, not 000`,
-		);
+	await expect(fetchPackages([forged], { log })).rejects.toThrow(
+		`netbase ${served?.version} for all of Debian's is another than is pinned: its SHA-256 is ${served?.sha256}, not 000`,
+	);
 });
