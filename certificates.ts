@@ -17,6 +17,7 @@ import {
 	type Observed,
 	type Plan,
 } from "./reconcile.ts";
+import { MOST_TRUSTED } from "./rotation.ts";
 import {
 	type Authority,
 	advance,
@@ -154,7 +155,9 @@ function readPair(
 }
 
 /** The certificates of a PEM text; undefined without any, and where one of them is damaged. */
-function readBundle(pem: string | undefined): CertificateFacts[] | undefined {
+export function readBundle(
+	pem: string | undefined,
+): CertificateFacts[] | undefined {
 	const found = readable(() => (pem ? pki.parseCertificates(pem) : undefined));
 	return found && "unreadable" in found ? undefined : found;
 }
@@ -227,10 +230,11 @@ export function observeSigners(
 }
 
 /**
- * Of the CAs that others carry in our name, those whose key has signed a certificate that we hand out: nobody else can
- * have made them. A CA that somebody has put there is not among them.
+ * Of the CAs in some bundles, those whose key has signed a certificate that we hand out: nobody else can have made them. A
+ * CA that somebody has put there is not among them. Whoever may write a target makes its own API server trust whom he
+ * likes, for that reads no other; but what is believed here gets into all targets.
  * @param secret of a leaf, with what is handed out behind it
- * @param bundles PEM, as they lie where others may write
+ * @param bundles PEM, as they lie where others may write, too
  */
 export async function provenCAs(
 	secret: Data | undefined,
@@ -244,11 +248,31 @@ export async function provenCAs(
 		const signed = (one: CertificateFacts) =>
 			one.issuer === ca.subject && pki.verifies(one.pem, ca.pem);
 		// Its name and public key are known to all: with another's signature it is not what our key has made.
-		const verdicts = await Promise.all([signed(ca), ...chain.map(signed)]);
-		const [itself, ...others] = verdicts;
-		if (itself && others.includes(true)) proven.push(ca);
+		if (!ca.isCA || !(await signed(ca))) continue;
+		const others = chain.filter((one) => one.fingerprint !== ca.fingerprint);
+		if ((await Promise.all(others.map(signed))).includes(true)) proven.push(ca);
 	}
 	return proven;
+}
+
+/** More client CAs than a ConfigMap ever gets from us. */
+const TOO_MANY = 2 * MOST_TRUSTED;
+
+/**
+ * Our ConfigMap with as many client CAs as are needed. Once a client certificate had expired, the Go controller of 2018
+ * added a CA at every visit, of which nothing was handed out: up to a megabyte of them, more than a Secret can hold.
+ * @param secrets all that hold client certificates; undefined where not all of them are known
+ */
+export async function withoutUnused(
+	copy: Data | undefined,
+	secrets: Data[] | undefined,
+): Promise<Data | undefined> {
+	const pem = copy?.data?.["client-ca.crt"];
+	const crowded = (readBundle(pem) ?? []).length > TOO_MANY;
+	if (!copy || !pem || !secrets || !crowded) return copy;
+	const used = await Promise.all(secrets.map((one) => provenCAs(one, [pem])));
+	const data = { ...copy.data, "client-ca.crt": pki.bundle(used.flat()) };
+	return { ...copy, data };
 }
 
 export async function observeLeaf(

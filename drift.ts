@@ -100,7 +100,8 @@ export function takeOver(
 			!entry.subresource,
 	);
 	const base = ours ?? (foreign[0] as ManagedFieldsEntry);
-	const merged = [...foreign, ...(ours ? [ours] : [])]
+	// A Secret's type cannot be changed: it is nobody's, or the next apply would.
+	const { "f:type": _, ...merged } = [...foreign, ...(ours ? [ours] : [])]
 		.map((entry) => (entry.fieldsV1 ?? {}) as Fields)
 		.reduce(mergeFields);
 	return [

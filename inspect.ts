@@ -2,6 +2,7 @@
  * `etcdproxy-controller plan` and `etcdproxy-controller certs`. The cluster is read once, as the controller reads it, and
  * nothing is written: `plan` is a visit of visit.ts whose writes are noted instead of sent.
  */
+import { isOwnedBy } from "./adoption.ts";
 import { Cache } from "./cache.ts";
 import { Clock } from "./clock.ts";
 import { finalize } from "./deletion.ts";
@@ -16,13 +17,7 @@ import {
 } from "./etcdstorage.ts";
 import { type Flags, helpText, parseFlags, UsageError } from "./flags.ts";
 import { type Kind, type KubeObject, loadKubeConfig, refText } from "./kube.ts";
-import {
-	type Data,
-	FIELD_MANAGER,
-	isOwnedBy,
-	names,
-	secretText,
-} from "./manifests.ts";
+import { type Data, FIELD_MANAGER, names, secretText } from "./manifests.ts";
 import { type Context, observe } from "./observe.ts";
 import { flags } from "./options.ts";
 import {

@@ -1,6 +1,5 @@
 /**
- * The objects that one EtcdStorage is made of, whole and in the order in which they are applied, and the question
- * whether a live object still is what was asked for. Pure.
+ * The objects that one EtcdStorage is made of, whole and in the order in which they are applied. Pure.
  *
  * Desired objects carry no defaults, no empty lists or maps and no non-canonical quantities: such values change the
  * resourceVersion at every server-side apply (https://github.com/kubernetes/kubernetes/issues/131175).
@@ -19,10 +18,14 @@ import type { CertificateFacts, KeyPair } from "./pki.ts";
 import { newest, type Signers } from "./signers.ts";
 
 export const FIELD_MANAGER = "etcdproxy-controller";
-/** On targets: which EtcdStorage fills them. It is what keeps two of them from filling the same one. */
+/**
+ * On targets, as an annotation: which EtcdStorage fills them. It is what keeps two of them from filling the same one. On
+ * our own objects, as a label: whose they are.
+ */
 export const FILLED_BY = "etcd.xmudrii.com/etcdstorage";
 const EXPIRY = "etcd.xmudrii.com/certificate-expiry-date";
-const SIGNED_BY = "etcd.xmudrii.com/certificate-signed-by";
+/** The Go controller of 2018 wrote it, too, into all that it had filled. */
+export const SIGNED_BY = "etcd.xmudrii.com/certificate-signed-by";
 const CA_HASH = "etcd.xmudrii.com/ca-bundle-sha256";
 /**
  * What a signer Secret is the answer to: the request's annotation, as on the EtcdStorage. In the same write as the new
@@ -110,7 +113,7 @@ export function owned(
 			namespace: environment.namespace,
 			labels: {
 				"app.kubernetes.io/managed-by": FIELD_MANAGER,
-				"etcd.xmudrii.com/etcdstorage": owner,
+				[FILLED_BY]: owner,
 			},
 			...(annotations && { annotations }),
 			ownerReferences: [
@@ -324,22 +327,6 @@ export const emptyTarget = (target: TargetStatus): Data => ({
 	kind: target.kind,
 	metadata: { name: target.name, namespace: target.namespace },
 });
-
-/**
- * Whether the object, which has the name of one of the EtcdStorage's, belongs to this very EtcdStorage. One without
- * any owner does if we have written it: somebody took the owner away, as `kubectl delete --cascade=orphan` does.
- */
-export function isOwnedBy(
-	{ metadata: { ownerReferences = [], managedFields = [] } }: KubeObject,
-	storage: EtcdStorage,
-): boolean {
-	if (ownerReferences.length === 0)
-		return managedFields.some(({ manager }) => manager === FIELD_MANAGER);
-	return ownerReferences.some(
-		(owner) =>
-			owner.kind === "EtcdStorage" && owner.uid === storage.metadata.uid,
-	);
-}
 
 /** The EtcdStorage, dead or alive, that the object belongs to. */
 export const ownerOf = (object: KubeObject): string | undefined =>

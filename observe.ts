@@ -1,10 +1,12 @@
 /** What is there: all that a visit to one EtcdStorage decides from. It reads and writes nothing. */
+import { isOwnedBy } from "./adoption.ts";
 import type { Cache } from "./cache.ts";
 import {
 	observeCore,
 	observeLeaf,
 	observeSigners,
 	provenCAs,
+	withoutUnused,
 } from "./certificates.ts";
 import { type Readers, readersBehind } from "./consumers.ts";
 import { hasField } from "./drift.ts";
@@ -23,9 +25,10 @@ import {
 	FIELD_MANAGER,
 	FILLED_BY,
 	hash,
-	isOwnedBy,
 	leafId,
 	names,
+	SIGNED_BY,
+	secretText,
 } from "./manifests.ts";
 import type { CertificateFacts } from "./pki.ts";
 import { coreProblem, targetError, targetProblem } from "./problems.ts";
@@ -109,13 +112,22 @@ export async function observe(
 	const copy = own(owned.ConfigMap.get(names.clientCA(spec.name)));
 	const server = own(secret(names.serverCert(spec.name)));
 	const signers = {
-		client: observeSigners("client", own(signerSecrets.client), copy, now()),
+		client: observeSigners(
+			"client",
+			own(signerSecrets.client),
+			await withoutUnused(copy, secretsOf(spec, targets)),
+			now(),
+		),
 		serving: observeSigners(
 			"serving",
 			own(signerSecrets.serving),
 			copy,
 			now(),
-			copy ? [] : await provenCAs(server, bundlesOf(targets)),
+			// The Go controller of 2018 kept no copy of them, but each behind the certificate that it had signed, in a Secret of
+			// ours: who may write that could as well hand us a signer.
+			copy?.data?.["serving-ca.crt"] === undefined
+				? await provenCAs(server, [chainOf(server), ...bundlesOf(targets)])
+				: [],
 		),
 	};
 	const leaves: Observed["leaves"] = {
@@ -197,22 +209,43 @@ interface Surroundings {
 	bundle: string;
 }
 
-/** Targets that carry something of ours, of one kind: by their own account or, where they cannot be read, by the status. One that never did is nobody's to wait for. */
+/**
+ * Targets that carry something of ours, of one kind: by their own account or, where they cannot be read, by the status.
+ * One that never did is nobody's to wait for.
+ */
 const filled = (
 	{ storage, spec, targets }: Surroundings,
 	kind: TargetStatus["kind"],
 ) =>
-	spec.targets.filter(
-		(target) =>
+	spec.targets.filter((target) => {
+		const { annotations = {} } = targets.get(refText(target))?.metadata ?? {};
+		// The Go controller of 2018 did not note for whom it had filled it.
+		const filler =
+			annotations[FILLED_BY] ?? (annotations[SIGNED_BY] && spec.name);
+		return (
 			target.kind === kind &&
 			(storage.status?.targets?.some((one) => sameTarget(one, target)) ||
-				targets.get(refText(target))?.metadata.annotations?.[FILLED_BY] ===
-					spec.name),
-	);
+				filler === spec.name)
+		);
+	});
+
+/** The spec's Secrets; undefined where one of them could not be read. */
+function secretsOf(
+	{ targets }: Spec,
+	read: Observation["targets"],
+): Data[] | undefined {
+	const keys = targets.filter(({ kind }) => kind === "Secret").map(refText);
+	return keys.every((key) => read.has(key))
+		? keys.flatMap((key) => read.get(key) ?? [])
+		: undefined;
+}
 
 /** The serving CA bundles of targets, which are for others to change. */
 const bundlesOf = (targets: Observation["targets"]) =>
 	[...targets.values()].flatMap((one) => one?.data?.["serving-ca.crt"] ?? []);
+
+const chainOf = (server: Data | undefined) =>
+	(server && secretText(server, "tls.crt")) ?? "";
 
 /** Of a consumer that was restarted for a CA. */
 export const restartKey = (consumer: Consumer, ca: CertificateFacts) =>

@@ -199,11 +199,14 @@ export function nameTaken(
 			message: `${what} still belongs to a deleted EtcdStorage of the same name and goes with it`,
 			userError: false,
 		};
+	const handOver = found.metadata.ownerReferences?.length
+		? ""
+		: `, hand it over to be overwritten (kubectl -n ${namespace} label ${kind.toLowerCase()} ${name} ${FILLED_BY}=${storage.metadata.name})`;
 	return {
 		condition,
 		object: what,
 		reason: "NameTaken",
-		message: `${what} is there but does not belong to EtcdStorage ${storage.metadata.name}; delete it if nobody needs it (kubectl -n ${namespace} delete ${kind.toLowerCase()} ${name}), or create the EtcdStorage under another name`,
+		message: `${what} is there but does not belong to EtcdStorage ${storage.metadata.name}; delete it if nobody needs it (kubectl -n ${namespace} delete ${kind.toLowerCase()} ${name})${handOver}, or create the EtcdStorage under another name`,
 		userError: true,
 	};
 }

@@ -231,7 +231,12 @@ export function shown(seen: Seen): Certs {
 					...life(leaf, now),
 					renewalTime: formatTime(leafRenewalTime(spec.name, one.domain, leaf)),
 				};
-				return { ...one, role: "leaf", by: chain.map(issuerOf), ...dates };
+				return {
+					...one,
+					role: "leaf",
+					by: [...new Set(chain.map(issuerOf))],
+					...dates,
+				};
 			}),
 		],
 		verifiers: verifiers.map(({ trusted, ...one }) => ({

@@ -52,6 +52,8 @@ export interface Workload extends KubeObject {
 		updatedReplicas?: number;
 		readyReplicas?: number;
 		availableReplicas?: number;
+		/** Of Deployments: pods that have been told to end. Kubernetes tells from 1.35 on. */
+		terminatingReplicas?: number;
 		currentRevision?: string;
 		updateRevision?: string;
 		desiredNumberScheduled?: number;
@@ -110,7 +112,10 @@ export function selectorText(selector: LabelSelector): string {
 interface Progress {
 	/** How many pods there are to be. */
 	desired: number;
-	/** As `kubectl rollout status` sees it: every pod is of the present template, and available; no other is left. */
+	/**
+	 * As `kubectl rollout status` sees it: every pod is of the present template, and available; no other is left. Here not
+	 * even one that is about to end, as far as that is told: it serves what it has begun, and may have to connect again.
+	 */
 	complete: boolean;
 	/** It was complete, whatever has become of its pods since. */
 	wasComplete: boolean;
@@ -161,7 +166,8 @@ export function progressOf({
 		const available = (status.availableReplicas ?? 0) >= desired;
 		return {
 			desired,
-			complete: updated && available && !exceeded,
+			complete:
+				updated && available && !exceeded && !status.terminatingReplicas,
 			// The reason stays until the next rollout.
 			wasComplete: updated && reason === "NewReplicaSetAvailable",
 			exceeded,

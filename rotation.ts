@@ -93,12 +93,15 @@ export interface LiveLeaf extends Validity {
 
 /** Publishing waits for a bundle that cannot be written no longer than this part of the old signer's life. */
 const PUBLISH_UNTIL = 3 / 4;
-/** Without a cross-certificate, publishing waits no longer than this part of a leaf's life. */
+/**
+ * Without a cross-certificate, publishing waits no longer than this part of a leaf's life, or of what was left of it when
+ * the next CA was made: of a leaf that nobody could renew, little may be.
+ */
 const LAST_MOMENT = 9 / 10;
 /** Where nobody can tell who has read a bundle, they are waited for so long, should the former CA have expired before. */
 const UNKNOWN_PATIENCE = 24 * 3_600_000;
 /** By age there are three at once; more are asked for, and each of them stays trusted until it expires. */
-const MOST_TRUSTED = 32;
+export const MOST_TRUSTED = 32;
 /** The last part of the time in which waiting is harmless; then it is an error. */
 const OVERDUE = 1 / 4;
 
@@ -180,8 +183,10 @@ export function rotate(
 	const broken = unusable(current, now);
 	if (broken !== undefined || !("facts" in current)) {
 		const reason = broken ?? "not there";
-		if (known) return make("next", reason);
-		// Where nothing was there before, nobody has to be waited for.
+		const trusted =
+			"facts" in current || signers.trusted.some((one) => isValid(one, now));
+		if (trusted) return make("next", reason);
+		// Where nothing was there before, or is any more, nobody has to be waited for.
 		return make("current", reason, { lost: reach.handedOut });
 	}
 	const asked =
@@ -296,7 +301,7 @@ function publish(
 	const lastMoment =
 		leaves.length === 0
 			? now
-			: Math.min(...leaves.map((leaf) => partOfLife(leaf, LAST_MOMENT)));
+			: Math.min(...leaves.map((leaf) => lastMomentOf(leaf, next.facts)));
 	const { nextCross, trusted } = signers;
 	const [forced, harmlessUntil] =
 		nextCross && chained && able
@@ -328,6 +333,14 @@ function publish(
 				? "no certificate is in use"
 				: "it could wait no longer";
 	return { ...known, phase: "Sign", step: { do: "promote" }, reason, waits };
+}
+
+function lastMomentOf(leaf: Validity, next: CertificateFacts): number {
+	const left = leaf.notAfter - issuedAt(next);
+	return Math.max(
+		partOfLife(leaf, LAST_MOMENT),
+		Math.floor(issuedAt(next) + left * LAST_MOMENT),
+	);
 }
 
 /** @param ca the one whose coming or replacement is waited for: the time to wait began with it */

@@ -182,9 +182,9 @@ function reasonOf(
 	return `CA ${generationOf(by)} ${how("expires", "has expired")}`;
 }
 
-/** The generation of a certificate's issuer: what its common name ends with. */
+/** The generation of a certificate's issuer: what its common name ends with; the whole name of one that is not of ours. */
 export const issuerOf = ({ issuer }: CertificateFacts): string =>
-	/CN=[^,+]*?([0-9a-f]{8})(?:[,+]|$)/.exec(issuer)?.[1] ?? issuer;
+	/CN=[^,+]* ([0-9a-f]{8})(?:[,+]|$)/.exec(issuer)?.[1] ?? issuer;
 
 function tell(
 	certificates: string[],

@@ -3,6 +3,7 @@
  * pure and elsewhere (reconcile.ts, manifests.ts, problems.ts); this is the order in which it happens.
  */
 
+import { isOwnedBy } from "./adoption.ts";
 import { type Issued, issue, materialOf } from "./certificates.ts";
 import { restart, restartError } from "./consumers.ts";
 import { clean, FINALIZER, setFinalizers } from "./deletion.ts";
@@ -25,7 +26,6 @@ import {
 	bundles,
 	certificates,
 	hash,
-	isOwnedBy,
 	leafId,
 	type Material,
 	names,

@@ -49,8 +49,7 @@ export function workload(
 	const { annotations } = running?.spec?.template?.metadata ?? {};
 	// etcd reads CA files once, at start (https://github.com/etcd-io/etcd/issues/11555): another CA rolls its pods.
 	// The gateway takes up all its files while it runs: nothing but another command line or image rolls it.
-	const plane = dataPlane(environment.proxyImage);
-	const hashes = plane === "etcd" && {
+	const hashes = dataPlane(environment.proxyImage) === "etcd" && {
 		annotations: {
 			// Of the newest CA alone: that a former one has gone is no reason to cut connections.
 			[CLIENT_CA_HASH]: hash(newest(material.signers.client)?.facts.pem ?? ""),
@@ -62,7 +61,8 @@ export function workload(
 			...owned(storage, environment, "v1", "Service", name),
 			spec: {
 				selector: labels,
-				ports: [{ name: "etcd", port: 2379, targetPort: 2379 }],
+				// Without a name, as in 2018: with another one, there is a moment without endpoints.
+				ports: [{ port: 2379, targetPort: 2379 }],
 			},
 		} as KubeObject,
 		{
@@ -72,11 +72,8 @@ export function workload(
 				selector: { matchLabels: labels },
 				// Never fewer proxies than asked for, also while they are replaced.
 				strategy: {
-					rollingUpdate: {
-						maxUnavailable: 0,
-						// etcd cuts connections when it ends: with all of the new ones ready first, none is cut twice.
-						maxSurge: plane === "etcd" ? "100%" : 1,
-					},
+					// With all of the new ones ready before the first old one ends, no connection has to move twice.
+					rollingUpdate: { maxUnavailable: 0, maxSurge: "100%" },
 				},
 				template: {
 					metadata: { labels, ...hashes },

@@ -1,9 +1,10 @@
 /** How objects are brought into being: what is not as it is to be is written, and what cannot be written is a problem. */
+import { isOwnedBy } from "./adoption.ts";
 import type { Cache } from "./cache.ts";
 import { hasLeftovers, isSubset, takeOver } from "./drift.ts";
 import type { EtcdStorage, TargetStatus } from "./etcdstorage.ts";
 import { ApiError, type KubeObject, refText } from "./kube.ts";
-import { type Data, FILLED_BY, isOwnedBy } from "./manifests.ts";
+import { type Data, FILLED_BY } from "./manifests.ts";
 import { type Context, isAnswer } from "./observe.ts";
 import { frozen, nameTaken, targetError, writeError } from "./problems.ts";
 import type { Outcome, Problem } from "./status.ts";
@@ -58,45 +59,62 @@ export class Writer {
 			live !== undefined &&
 			isSubset(withoutVersion(desired), live) &&
 			!hasLeftovers(desired, live);
-		const managedFields =
-			live && takeOver(live.metadata.managedFields, !inPlace);
-		if (inPlace && !managedFields) return true;
+		if (inPlace && isApplied(live)) return true;
 		if (live && (live as Data).immutable) {
 			this.#outcome.problems.push(frozen(condition, desired));
 			return false;
 		}
 		return this.#attempt(condition, desired, async () => {
-			if (live && managedFields) {
-				const resourceVersion =
-					desired.metadata.resourceVersion ?? live.metadata.resourceVersion;
-				const { metadata } = await kube.patch<KubeObject>(
-					{
-						apiVersion: desired.apiVersion,
-						kind: desired.kind,
-						name,
-						namespace,
-					},
-					[
-						{
-							op: "replace",
-							path: "/metadata/managedFields",
-							value: managedFields,
-						},
-						{
-							op: "replace",
-							path: "/metadata/resourceVersion",
-							value: resourceVersion,
-						},
-					],
-					"json",
-				);
-				// What had to be as observed was, and is newer now.
-				if (desired.metadata.resourceVersion && metadata.resourceVersion)
-					desired.metadata.resourceVersion = metadata.resourceVersion;
-			}
+			if (live) await this.#takeOver(desired, live, inPlace);
 			cache.wrote(await kube.apply(desired));
-			this.#wrote(desired, live ? "configured" : "created");
+			const adopted = live && !live.metadata.ownerReferences?.length;
+			this.#wrote(
+				desired,
+				!live ? "created" : adopted ? "adopted" : "configured",
+			);
 		});
+	}
+
+	/** Makes those fields ours that an apply would else leave as they are. */
+	async #takeOver(
+		desired: KubeObject,
+		live: KubeObject,
+		inPlace: boolean,
+	): Promise<void> {
+		const { kube } = this.#context;
+		const { apiVersion, kind, metadata } = desired;
+		const { name, namespace = "", labels, ownerReferences } = metadata;
+		let { managedFields = [], resourceVersion } = live.metadata;
+		const written = (answer: KubeObject) => {
+			({ managedFields = [], resourceVersion } = answer.metadata);
+			// What had to be as observed was, and is newer now.
+			if (metadata.resourceVersion && resourceVersion)
+				metadata.resourceVersion = resourceVersion;
+		};
+		// It is older than any note of whose its fields are: with the first apply, the API server notes them.
+		if (managedFields.length === 0)
+			written(
+				await kube.apply({
+					...{ apiVersion, kind },
+					metadata: {
+						...{ name, namespace, labels, ownerReferences },
+						resourceVersion: metadata.resourceVersion ?? resourceVersion,
+					},
+				} as KubeObject),
+			);
+		const value = takeOver(managedFields, !inPlace);
+		if (!value) return;
+		const version = metadata.resourceVersion ?? resourceVersion;
+		written(
+			await kube.patch(
+				{ apiVersion, kind, name, namespace },
+				[
+					{ op: "replace", path: "/metadata/managedFields", value },
+					{ op: "replace", path: "/metadata/resourceVersion", value: version },
+				],
+				"json",
+			),
+		);
 	}
 
 	/**
@@ -169,12 +187,16 @@ export class Writer {
 		);
 	}
 
-	#wrote(object: KubeObject, how: "created" | "configured"): void {
+	#wrote(object: KubeObject, how: "created" | "adopted" | "configured"): void {
 		this.#outcome.written.push(
 			`${refText({ ...object, ...object.metadata })} ${how}`,
 		);
 	}
 }
+
+/** Whether nobody but us has a say in its fields, as far as the API server has noted it. */
+const isApplied = ({ metadata: { managedFields = [] } }: KubeObject) =>
+	managedFields.length > 0 && takeOver(managedFields) === undefined;
 
 function withoutVersion(object: KubeObject): KubeObject {
 	const { resourceVersion: _, ...metadata } = object.metadata;

@@ -333,6 +333,7 @@ describe("a consumer has read the bundle", () => {
 		["was not observed yet", D, { generation: 4 }],
 		["has pods to be updated", D, { status: { updatedReplicas: 1 } }],
 		["has old pods left", D, { status: { replicas: 3 } }],
+		["has one that is about to end", D, { status: { terminatingReplicas: 1 } }],
 		[
 			"has pods that are not available",
 			D,

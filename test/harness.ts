@@ -58,14 +58,19 @@ export async function startCluster(
 	options: Parameters<typeof startControlPlane>[0] = {},
 ): Promise<Cluster> {
 	const cluster = await startEmptyCluster(options);
+	await install(cluster);
+	await coreCredentials(cluster, NAMESPACE);
+	return cluster;
+}
+
+/** CRD, RBAC and the rest, as a user installs them. */
+export async function install(cluster: ControlPlane): Promise<void> {
 	await cluster.kubectl([
 		"apply",
 		"-f",
 		join(root, "artifacts/deployment/00-etcdproxy-controller.yaml"),
 	]);
 	await established(cluster);
-	await coreCredentials(cluster, NAMESPACE);
-	return cluster;
 }
 
 /** Waits until EtcdStorages can be created. */

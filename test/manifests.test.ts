@@ -7,6 +7,7 @@ import { describe, expect, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import fc from "fast-check";
+import { isOwnedBy } from "../adoption.ts";
 import { hasLeftovers, isSubset, takeOver } from "../drift.ts";
 import {
 	type EtcdStorage,
@@ -28,7 +29,6 @@ import {
 	type Environment,
 	emptyTarget,
 	FIELD_MANAGER,
-	isOwnedBy,
 	leafId,
 	type Material,
 	names,
@@ -377,16 +377,14 @@ describe.each([
 	});
 });
 
-test("gateways and etcd's own proxies take each other's place: nothing of the Deployment but its pods, and how fast they are replaced, differs", () => {
+test("gateways and etcd's own proxies take each other's place: nothing of the Deployment but its pods differs", () => {
 	const [gateway, etcd] = [environment, etcdEnvironment].map((environment) => {
 		const spec = specOf(sample());
 		return workload(sample(), environment, spec, material(spec));
 	});
 	const without = (objects: KubeObject[] = []) =>
 		JSON.parse(JSON.stringify(objects), (key, value) =>
-			["annotations", "containers", "maxSurge"].includes(key)
-				? undefined
-				: value,
+			["annotations", "containers"].includes(key) ? undefined : value,
 		);
 	expect(without(gateway)).toEqual(without(etcd));
 });
@@ -992,6 +990,19 @@ describe("field sets of others", () => {
 		expect(after).toHaveLength(1);
 		expect(pathsOf(after ?? [])).toEqual(pathsOf([created, ours]));
 		expect(takeOver([ours], true)).toBeUndefined();
+	});
+
+	test("but for a Secret's type, which nobody can change: an apply without it would", () => {
+		const theirs = entry("2018", "Update", { ...data("a"), "f:type": {} });
+		expect(takeOver([theirs])).toEqual([
+			{
+				...{ ...theirs, manager: FIELD_MANAGER, operation: "Apply" },
+				fieldsV1: data("a"),
+			},
+		]);
+		expect(takeOver([{ ...theirs, fieldsV1: { "f:type": {} } }])).toBe(
+			undefined,
+		);
 	});
 
 	test("are not changed in place: they are the cache's", () => {

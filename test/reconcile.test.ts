@@ -698,6 +698,15 @@ const rows: [string, Case, Decision][] = [
 		{ phase: "Publish", step: "make next", reason: "not there" },
 	],
 	[
+		"one that is gone, of which nothing that is trusted lives, is replaced at once, and who had it must load the other",
+		{
+			signers: { ...emptySigners(), trusted: steady.trusted },
+			reach: { handedOut: true },
+			now: END.a,
+		},
+		{ phase: "Sign", step: "make current, lost", reason: "not there" },
+	],
+	[
 		"so does one that cannot be read",
 		{
 			signers: {
@@ -805,7 +814,7 @@ const rows: [string, Case, Decision][] = [
 		},
 	],
 	[
-		"without a chain it waits for the readers, too, until 9/10 of the first leaf's life",
+		"without a chain it waits for the readers, too, until 9/10 of what was left of the first leaf's life",
 		{
 			signers: emergency,
 			now: soon,
@@ -815,9 +824,25 @@ const rows: [string, Case, Decision][] = [
 		{
 			phase: "Publish",
 			waits: ["BundleNotWritten", "ConsumerNotRestarted"],
-			nextStepAt: MADE.b - 2 * HOUR + LEAF_LIFE * 0.9,
-			harmlessUntil: MADE.b - 2 * HOUR + LEAF_LIFE * 0.9,
-			overdueAt: overdue(MADE.b, MADE.b - 2 * HOUR + LEAF_LIFE * 0.9),
+			nextStepAt: MADE.b + (LEAF_LIFE - 2 * HOUR) * 0.9,
+			harmlessUntil: MADE.b + (LEAF_LIFE - 2 * HOUR) * 0.9,
+			overdueAt: overdue(MADE.b, MADE.b + (LEAF_LIFE - 2 * HOUR) * 0.9),
+		},
+	],
+	[
+		"also where the leaf was nearly at its end when the next signer was made",
+		{
+			signers: emergency,
+			now: soon,
+			reach: { unread: [unread] },
+			leaves: [live(MADE.b + HOUR - LEAF_LIFE, false)],
+		},
+		{
+			phase: "Publish",
+			waits: ["ConsumerNotRestarted"],
+			nextStepAt: MADE.b + HOUR * 0.9,
+			harmlessUntil: MADE.b + HOUR * 0.9,
+			overdueAt: overdue(MADE.b, MADE.b + HOUR * 0.9),
 		},
 	],
 	[

@@ -109,11 +109,11 @@ describe("repair", () => {
 	service(
 		"has one more port",
 		...["patch", "service", "etcd-repair"],
-		...json({
-			op: "add",
-			path: "/spec/ports/-",
-			value: { name: "more", port: 1 },
-		}),
+		// Of several, each has a name.
+		...json(
+			{ op: "add", path: "/spec/ports/0/name", value: "etcd" },
+			{ op: "add", path: "/spec/ports/-", value: { name: "more", port: 1 } },
+		),
 	);
 	service(
 		"selects other pods",

@@ -73,6 +73,7 @@ const layers = [
 	["clock.ts", "leader.ts", "metrics.ts", "options.ts", "queue.ts", "visit.ts"],
 	["deletion.ts", "writer.ts"],
 	["observe.ts"],
+	["adoption.ts"],
 	[
 		...["cache.ts", "certificates.ts", "consumers.ts", "drykube.ts"],
 		...["proxies.ts", "targets.ts"],

@@ -16,6 +16,7 @@ import { generationOf } from "../signers.ts";
 import {
 	acceptedUntil,
 	breaks,
+	issuerOf,
 	knownToAll,
 	type Presented,
 	type Verifier,
@@ -188,6 +189,14 @@ test("a chain whose certificate of one way begins where that of another ends is 
 		at: NOW + 20 * DAY,
 		by: cross,
 	});
+});
+
+test("an issuer is shown by its generation, one that is not of ours by its name", async () => {
+	const { pair, facts } = await makeCA(days(-1, 1));
+	expect(issuerOf(facts)).toBe(generationOf(facts));
+	// Of 2018: the end is a time.
+	const issuer = "CN=etcd-x.ns.svc-server-signer-1533000000";
+	expect(issuerOf({ ...first(pair.certificate), issuer })).toBe(issuer);
 });
 
 test("a certificate that only bears the name of its CA is accepted by nobody", async () => {

@@ -60,13 +60,7 @@ export async function runDemo(
 	log: Log = silent,
 	spec: Partial<EtcdStorage["spec"]> = {},
 ): Promise<Demo> {
-	const program = await step(log, "controller and gateway compiled", () =>
-		compile(join(cluster.dir, "etcdproxy-controller")),
-	);
-	await step(log, `they are the image ${programImage}`, async () => {
-		const { image } = await imageOf(program, { log });
-		await cluster.importImage(programImage, image);
-	});
+	const program = await importProgram(cluster, log);
 	await step(log, "artifacts/deployment applied", async () => {
 		await applyFile(cluster, "deployment/00-etcdproxy-controller.yaml");
 		await waitFor(cluster, "Established", "crd/etcdstorages.etcd.xmudrii.com");
@@ -110,6 +104,21 @@ export async function runDemo(
 	const tenant = await tenantClient(cluster);
 	await checkSeparation(cluster, core, tenant, log);
 	return { program, controller, core, tenant };
+}
+
+/** Compiles the program, and gives the node its image. */
+export async function importProgram(
+	cluster: Cluster,
+	log: Log,
+): Promise<Program> {
+	const program = await step(log, "controller and gateway compiled", () =>
+		compile(join(cluster.dir, "etcdproxy-controller")),
+	);
+	await step(log, `they are the image ${programImage}`, async () => {
+		const { image } = await imageOf(program, { log });
+		await cluster.importImage(programImage, image);
+	});
+	return program;
 }
 
 /** Applies a file of artifacts/, with the cluster's own images. */
@@ -169,6 +178,7 @@ export async function applyCoreEtcd(cluster: Cluster): Promise<void> {
 /**
  * Runs a program of this folder in the cluster's network while something happens.
  * @param what happens: no two of its logs may have the same name
+ * @param env the program's, besides
  * @returns what its last line says
  * @throws Error when `action` does, or when the program has crashed
  */
@@ -177,12 +187,12 @@ export async function meanwhile<Report>(
 	what: string,
 	file: "load.ts" | "laws.ts",
 	action: (program: Child) => Promise<unknown>,
+	env?: Record<string, string>,
 ): Promise<Report> {
 	const name = `${file} ${what}`.replaceAll(/\W+/g, "-");
-	const program = cluster.spawn(name, [
-		...[process.execPath, join(import.meta.dirname, file)],
-		cluster.kubeconfig,
-	]);
+	const path = join(import.meta.dirname, file);
+	const command = [process.execPath, path, cluster.kubeconfig];
+	const program = cluster.spawn(name, command, env);
 	try {
 		await action(program);
 	} finally {
