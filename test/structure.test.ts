@@ -276,6 +276,18 @@ test("errors are not swallowed, types not silenced, lines not left for later", (
 	}
 });
 
+test("what builds the program is no part of it, and knows of it only how it is described", () => {
+	for (const file of files)
+		for (const { from } of imports(file))
+			expect(resolved(file, from)).not.toMatch(/^(build|test)\//);
+	for (const name of readdirSync(join(root, "build")).filter((one) =>
+		one.endsWith(".ts"),
+	))
+		for (const { from } of imports(join("build", name)))
+			if (from.startsWith("../"))
+				expect(["../package.json", "../version.ts"]).toContain(from);
+});
+
 test("nothing waits at the top level of a module: the compiled binary could not", () => {
 	for (const file of files)
 		expect([
