@@ -109,6 +109,8 @@ export interface Spec {
 	warnings: string[];
 }
 
+/** A kube-apiserver's --etcd-prefix, unless told: the keys of the cluster itself, where its etcd is the core. */
+const KUBE_APISERVER = "registry";
 const MAX_NAME = 58; // `etcd-<name>` must be a DNS label of at most 63 characters (RFC 1123).
 /** It goes into annotations, events and log lines. */
 const MAX_REASON = 256;
@@ -175,6 +177,10 @@ export function readSpec(storage: EtcdStorage): Spec | { invalid: string } {
 	if (name.length > MAX_NAME || !/^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/.test(name))
 		return {
 			invalid: `metadata.name "${name}" must be a DNS label of at most ${MAX_NAME} characters (lower-case letters, digits, "-"), because the Service is named etcd-<name>. Create it again under such a name.`,
+		};
+	if (name === KUBE_APISERVER)
+		return {
+			invalid: `metadata.name "${name}" is not allowed: under /${name}/ lie the objects of a kube-apiserver that shares the core etcd. Create it again under another name.`,
 		};
 	const spec: Partial<EtcdStorage["spec"]> = storage.spec ?? {};
 	const warnings: string[] = [];

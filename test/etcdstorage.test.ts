@@ -276,6 +276,8 @@ describe("a spec", () => {
 		["a.b", false],
 		["-a", false],
 		["0", true],
+		["registry", false],
+		["registry-1", true],
 	])("under the name %s is accepted: %p", (name, ok) => {
 		expect("name" in readSpec(storage({}, name))).toBe(ok);
 	});

@@ -31,6 +31,10 @@ describe.concurrent("at admission", () => {
 			...["a name with a dot", "with.dot", {}],
 			"metadata.name must be a DNS label of at most 58 characters",
 		],
+		[
+			...["the prefix of a kube-apiserver", "registry", {}],
+			"metadata.name must not be registry",
+		],
 		...["730", "junk", "", "0s", "-1h", "9999999h", "1d", "1h 30m"].map(
 			(value) => [
 				`the duration "${value}"`,
@@ -196,6 +200,12 @@ describe("with an older CRD", () => {
 			"spec.caCertConfigMap names ConfigMap b/a twice; name it once",
 		],
 		["a name with a dot", "with.dot", {}, 'metadata.name "with.dot" must be'],
+		[
+			"the prefix of a kube-apiserver",
+			"registry",
+			{},
+			'metadata.name "registry" is not allowed',
+		],
 		[
 			"a name of 59 characters",
 			`${LONGEST}x`,
