@@ -805,7 +805,7 @@ describe("a live object is as desired", () => {
 		const port = (number: number, protocol: string) => ({
 			"f:ports": {
 				[`k:{"${protocol === "" ? "containerPort" : "port"}":${number},"protocol":"${protocol || "TCP"}"}`]:
-					{ ".": {}, "f:name": {} },
+					{ ".": {} },
 			},
 		});
 		const named = structuredClone(deployment);
