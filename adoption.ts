@@ -1,6 +1,6 @@
 /**
  * Which objects of the controller's namespace belong to an EtcdStorage: those that say so by their owner, and of those
- * without one, who may be adopted. What it reads is given to it: it asks nobody.
+ * without one, which it may adopt. Pure.
  */
 import { readBundle } from "./certificates.ts";
 import type { EtcdStorage } from "./etcdstorage.ts";

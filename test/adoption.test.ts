@@ -6,6 +6,7 @@ import type { EtcdStorage } from "../etcdstorage.ts";
 import type { KubeObject } from "../kube.ts";
 import type { Data } from "../manifests.ts";
 import { parseCertificates } from "../pki.ts";
+import { nameTaken } from "../problems.ts";
 import { base64 } from "./client.ts";
 import { etcdStorage, type Json } from "./harness.ts";
 import * as predecessor from "./predecessor.ts";
@@ -159,6 +160,13 @@ describe("an object without an owner", () => {
 			];
 		});
 		expect(isOwnedBy(object, storage())).toBe(false);
+		// A label would not help.
+		const message = (found: KubeObject) =>
+			nameTaken("Deployed", storage(), found, "ConfigMap", "ns").message;
+		expect(message(object)).not.toContain("label");
+		expect(message(left.ConfigMap)).toContain(
+			`kubectl -n ns label configmap ${NAME}-ca-cert etcd.xmudrii.com/etcdstorage=${NAME}`,
+		);
 	});
 });
 

@@ -191,6 +191,7 @@ test("only dependencies of package.json are imported", async () => {
 });
 
 describe.each([
+	"adoption.ts",
 	"clock.ts",
 	"certifier.ts",
 	"lifetimes.ts",
