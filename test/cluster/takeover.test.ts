@@ -101,6 +101,7 @@ describe.skipIf(reason !== undefined)("a cluster of 2018", () => {
 		);
 		await applyCoreEtcd(cluster);
 		await applyFile(cluster, "demo/00-namespace.yaml");
+		await applyFile(cluster, "etcdstorage/rbac.yaml");
 		const material = await predecessor.material(NAME, {
 			issued: Date.now() - 20 * DAY,
 			expires: Date.now() + LEFT,
