@@ -80,6 +80,13 @@ test("each is an executable for its platform", async () => {
 	});
 });
 
+test("the one for macOS has the signature without which it would not start", async () => {
+	const bytes = await bytesOf(programs["darwin-arm64"]);
+	expect(executableFor(bytes).signed).toBe(true);
+	bytes[bytes.length >> 1] = (bytes[bytes.length >> 1] ?? 0) ^ 1;
+	expect(executableFor(bytes).signed).toBe(false);
+});
+
 test("version, commit and date are inside", async () => {
 	expect(await run([thisOne().file, "--version"])).toEqual({
 		stdout: `etcdproxy-controller ${packageJson.version}, commit 0a1b2c3d of 2026-11-23T12:00:00Z\n`,

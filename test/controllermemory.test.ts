@@ -2,7 +2,7 @@
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { compile } from "../build/program.ts";
+import { compile, type Program } from "../build/program.ts";
 import {
 	apiServerNamespace,
 	type Cluster,
@@ -19,12 +19,13 @@ const AT_REST_MB = 80;
 setDefaultTimeout(120_000);
 
 let cluster: Cluster;
+let program: Program;
 let command: string[];
 
 beforeAll(async () => {
 	cluster = await startCluster();
-	const { file } = await compile(join(cluster.dir, "etcdproxy-controller"));
-	command = [file, "--leader-elect"];
+	program = await compile(join(cluster.dir, "etcdproxy-controller"));
+	command = [program.file, "--leader-elect"];
 	await cluster.apply(...apiServerNamespace("memory"));
 }, FIRST_BUILD);
 afterAll(() => cluster?.stop());
@@ -57,6 +58,15 @@ test("with an EtcdStorage it is at rest under 80 MB, whether it has made the cer
 		console.log(`certificates ${how}: ${megabytes.toFixed(0)} MB`);
 		expect(await controller.stop()).toBe(0);
 	}
+});
+
+test("its metrics tell which build it is", async () => {
+	const controller = await startController(cluster, { command });
+	const { version, commit, date } = program.build;
+	expect(await controller.metrics()).toContain(
+		`\netcdproxy_build_info{version="${version}",commit="${commit}",date="${date}"} 1\n`,
+	);
+	await controller.stop();
 });
 
 test("it watches soon after it is started", async () => {

@@ -6,6 +6,8 @@ export interface Executable {
 	interpreter?: string;
 	/** Names of shared libraries; of ELF. */
 	needed?: string[];
+	/** Whether it has a signature that holds, be it nobody's; of Mach-O, which macOS ends at once without one. */
+	signed?: boolean;
 }
 
 /** @throws Error for anything but a 64-bit ELF or Mach-O executable */
@@ -18,7 +20,7 @@ export function executableFor(bytes: Uint8Array): Executable {
 			view.getUint32(12, true) !== 2
 		)
 			throw new Error("no executable for arm64");
-		return { machine: "Mach-O arm64" };
+		return { machine: "Mach-O arm64", signed: hasSignature(bytes, view) };
 	}
 	// https://refspecs.linuxfoundation.org/elf/gabi4+/ch4.eheader.html
 	if (view.getUint32(0) !== 0x7f454c46 || bytes[4] !== 2)
@@ -69,4 +71,32 @@ export function executableFor(bytes: Uint8Array): Executable {
 			.filter(({ tag }) => tag === NEEDED)
 			.map(({ value }) => text(strings + value)),
 	};
+}
+
+/** https://github.com/apple-oss-distributions/xnu/blob/main/osfmk/kern/cs_blobs.h */
+function hasSignature(bytes: Uint8Array, view: DataView): boolean {
+	const SIGNATURE = 0x1d;
+	let at = 32;
+	for (let left = view.getUint32(16, true); left > 0; left--) {
+		if (view.getUint32(at, true) === SIGNATURE) break;
+		at += view.getUint32(at + 4, true);
+	}
+	if (view.getUint32(at, true) !== SIGNATURE) return false;
+	const start = view.getUint32(at + 8, true);
+	const directory = start + view.getUint32(start + 16);
+	if (view.getUint32(directory) !== 0xfade0c02) return false;
+	const field = (index: number) => view.getUint32(directory + 4 * index);
+	const [hashes, count, limit] = [directory + field(4), field(7), field(8)];
+	const pageSize = 1 << view.getUint8(directory + 39);
+	const pages = Array.from({ length: count }, (_, index) =>
+		bytes.subarray(index * pageSize, Math.min((index + 1) * pageSize, limit)),
+	);
+	return (
+		limit === start &&
+		pages.every((page, index) => {
+			const hash = new Bun.CryptoHasher("sha256").update(page).digest();
+			const wanted = hashes + 32 * index;
+			return hash.equals(bytes.subarray(wanted, wanted + 32));
+		})
+	);
 }
