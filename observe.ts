@@ -73,6 +73,8 @@ export interface Observation {
 	coreTrouble: Problem | undefined;
 	/** What is wrong with targets. */
 	problems: Problem[];
+	/** Targets that cannot be read, and may have been filled by whoever issued the server's certificate before us. */
+	unknown: TargetStatus[];
 	/** The consumer whose restart is due. */
 	restart: Readers["restart"];
 }
@@ -139,11 +141,17 @@ export async function observe(
 				targets.get(refText(target)),
 				signers.client,
 			);
+	// Our status would tell of what we have filled; it is not there at the first visit after 2018, or was lost.
+	const unknown =
+		storage.status?.certificates === undefined && isOfFormer(leaves.server)
+			? spec.targets.filter((target) => !targets.has(refText(target)))
+			: [];
 	const surroundings = {
 		storage,
 		spec,
 		context,
 		fillable,
+		unknown,
 		targets,
 		leaves,
 		bundle: copy?.data?.["client-ca.crt"] ?? "",
@@ -160,6 +168,7 @@ export async function observe(
 		coreCA: core.ca?.object.data?.["ca.crt"] ?? "",
 		coreTrouble,
 		problems,
+		unknown,
 		restart,
 	};
 }
@@ -203,6 +212,7 @@ interface Surroundings {
 	spec: Spec;
 	context: Context;
 	fillable: TargetStatus[];
+	unknown: TargetStatus[];
 	targets: Observation["targets"];
 	leaves: Observed["leaves"];
 	/** The client CA bundle as the proxies get it. */
@@ -214,7 +224,7 @@ interface Surroundings {
  * One that never did is nobody's to wait for.
  */
 const filled = (
-	{ storage, spec, targets }: Surroundings,
+	{ storage, spec, targets, unknown }: Surroundings,
 	kind: TargetStatus["kind"],
 ) =>
 	spec.targets.filter((target) => {
@@ -224,7 +234,8 @@ const filled = (
 			annotations[FILLED_BY] ?? (annotations[SIGNED_BY] && spec.name);
 		return (
 			target.kind === kind &&
-			(storage.status?.targets?.some((one) => sameTarget(one, target)) ||
+			(isIn(storage.status?.targets ?? [], target) ||
+				isIn(unknown, target) ||
 				filler === spec.name)
 		);
 	});

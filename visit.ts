@@ -106,7 +106,8 @@ class Visit {
 
 	async run(): Promise<void> {
 		const { environment, now, owned } = this.#context;
-		const { observed, fillable, coreCA, coreTrouble, problems } = this.#seen;
+		const { observed, fillable, unknown, coreCA, coreTrouble, problems } =
+			this.#seen;
 		if (coreTrouble) this.#outcome.problems.push(coreTrouble);
 		this.#outcome.problems.push(...problems);
 		const at = now();
@@ -127,11 +128,12 @@ class Visit {
 		const material = materialOf(parts, coreCA);
 		const able = domains.filter((domain) => newest(material.signers[domain]));
 
-		this.#recordTargets(
-			fillable.filter(({ kind }) =>
+		this.#recordTargets([
+			...fillable.filter(({ kind }) =>
 				able.includes(kind === "Secret" ? "client" : "serving"),
 			),
-		);
+			...unknown,
+		]);
 		const ensure = (
 			make: typeof bundles | typeof certificates,
 			targets: TargetStatus[],
@@ -333,14 +335,12 @@ class Visit {
 			: wait;
 	}
 
-	/** Those that are filled now, and those that were and still have to be cleaned or could not be reached today. */
-	#recordTargets(fillable: TargetStatus[]): void {
+	/** Those that are or may be filled now, and those that were and still have to be cleaned or could not be reached today. */
+	#recordTargets(now: TargetStatus[]): void {
 		const { targets } = this.#outcome;
 		this.#outcome.targets = [
-			...fillable,
-			...targets.filter(
-				(old) => !fillable.some((target) => sameTarget(target, old)),
-			),
+			...now,
+			...targets.filter((old) => !now.some((one) => sameTarget(one, old))),
 		];
 	}
 

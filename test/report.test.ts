@@ -110,6 +110,7 @@ function see(observed: Observed, now: number, wanted = spec): Seen {
 			coreCA: "",
 			coreTrouble: undefined,
 			problems: [],
+			unknown: [],
 			restart: undefined,
 		},
 		rotations: decide(wanted, NAMESPACE, observed, now).rotations,

@@ -60,6 +60,7 @@ const tenants: Record<string, Partial<predecessor.Left> & { unused?: number }> =
 		foreign: {},
 		forged: {},
 		lost: {},
+		unread: {},
 	};
 const materials = new Map<string, predecessor.Material>();
 const handed = new Map<string, Record<Domain, Handed>>();
@@ -171,6 +172,7 @@ async function oddities(cluster: Cluster): Promise<void> {
 	await own("delete", "configmap", "foreign-ca-cert");
 	await own("create", "configmap", "foreign-ca-cert", "--from-literal=a=b");
 	await own("delete", "secret", "lost-server-cert");
+	await kubectl("-n", target("unread"), "delete", "role", "etcdproxy-targets");
 	await own("scale", "deployment", "etcd-orphan", "--replicas=0");
 	await own(
 		...["patch", "deployment", "etcd-orphan", "--type=strategic", "-p"],
@@ -552,6 +554,29 @@ test(
 		expect(isOurs(await scene.leaf(name, "serving"))).toBe(true);
 		await scene.rollAll(name, 1, generation);
 		await reaches(name, "serving", "Steady");
+	},
+	LONG,
+);
+
+test(
+	"while targets may not be read, nobody is shown a certificate of a CA that is not in them",
+	async () => {
+		const name = "unread";
+		await on.api.condition(
+			name,
+			"CertificatesReady",
+			/^False TargetForbidden: /,
+		);
+		const waiting = /etcd-serving-ca may not be read and written/;
+		await reaches(name, "serving", "Publish", { waiting });
+		await on.api.condition(name, "Deployed", /^True |DeploymentNotAvailable/);
+		expect(await scene.leaf(name, "serving")).toContain(of(name).server);
+		await on.cluster.apply(...apiServerNamespace(target(name)));
+		await on.api.condition(name, "CertificatesReady", /^True /);
+		const bundle = await scene.bundle(name, "serving");
+		expect(bundle).toContain(of(name).servingCA);
+		expect(certificates(bundle)).toHaveLength(2);
+		expect(await scene.leaf(name, "serving")).toContain(of(name).server);
 	},
 	LONG,
 );
