@@ -73,7 +73,7 @@ export interface Observation {
 	coreTrouble: Problem | undefined;
 	/** What is wrong with targets. */
 	problems: Problem[];
-	/** Targets that cannot be read, and may have been filled by whoever issued the server's certificate before us. */
+	/** Targets that cannot be read, and of which no status of ours tells whether they are filled. */
 	unknown: TargetStatus[];
 	/** The consumer whose restart is due. */
 	restart: Readers["restart"];
@@ -132,18 +132,18 @@ export async function observe(
 				: [],
 		),
 	};
-	const leaves: Observed["leaves"] = {
-		server: await observeLeaf(server, signers.serving),
-	};
+	const serverLeaf = await observeLeaf(server, signers.serving);
+	const leaves: Observed["leaves"] = { server: serverLeaf };
 	for (const target of fillable)
 		if (target.kind === "Secret")
 			leaves[leafId(target)] = await observeLeaf(
 				targets.get(refText(target)),
 				signers.client,
 			);
-	// Our status would tell of what we have filled; it is not there at the first visit after 2018, or was lost.
+	// Our status would tell of what we have filled; it is not there at the first visit after 2018, or was lost. Where no
+	// server certificate is either, nobody can trust its CA yet.
 	const unknown =
-		storage.status?.certificates === undefined && isOfFormer(leaves.server)
+		storage.status?.certificates === undefined && "facts" in serverLeaf
 			? spec.targets.filter((target) => !targets.has(refText(target)))
 			: [];
 	const surroundings = {

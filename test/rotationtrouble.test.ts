@@ -431,3 +431,40 @@ test.concurrent(
 	},
 	LONG,
 );
+
+test.concurrent(
+	"a target that may not be read while the status is lost is waited for, as it may have been filled",
+	async () => {
+		const name = "forgotten";
+		const where = ["-n", target(name)];
+		await on.api.tenant(name);
+		const before = await settled(name, "serving");
+		const server = await leaf(name, "serving");
+		await kubectl(...where, "delete", "role", "etcdproxy-targets");
+		const forbidden = () =>
+			on.api.condition(
+				name,
+				"CertificatesReady",
+				/^False TargetForbidden: /,
+				60_000,
+			);
+		await forbidden();
+		await kubectl(
+			...["patch", "etcdstorage", name, "--subresource=status"],
+			...merge({ status: null }),
+		);
+		await forbidden();
+		await rotate(name, "serving");
+		await reaches(name, "serving", "Publish", {
+			not: before,
+			waiting: /etcd-serving-ca may not be read and written/,
+		});
+		expect(await leaf(name, "serving")).toBe(server);
+		await on.cluster.apply(...apiServerNamespace(target(name)));
+		await on.api.condition(name, "CertificatesReady", /^True /, 60_000);
+		expect(accepts("serving", server, await bundle(name, "serving"))).toBe(
+			"OK",
+		);
+	},
+	LONG,
+);
