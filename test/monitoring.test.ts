@@ -85,7 +85,7 @@ beforeAll(async () => {
 	expect(command).toEndWith(" > etcdproxy.rules.yaml\n");
 	await Bun.write(
 		join(scratch, "rules.yaml"),
-		await run(["sh", "-c", command.replace(/ > .*/, "")], { cwd: folder }),
+		await run(["sh", "-c", command.replace(/ > .*/, "")], { cwd: root }),
 	);
 	rules = (
 		await yaml<{ spec: Rules }>("artifacts/monitoring/prometheus-rules.yaml")

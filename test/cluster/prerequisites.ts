@@ -16,7 +16,7 @@ const packages = {
 } as const;
 
 const elsewhere =
-	'To use a cluster you have instead (kind, minikube, any kubeconfig), see "On your own cluster" in README.md.';
+	'To use a cluster you have instead (kind, minikube, any kubeconfig), see "Install" in README.md.';
 
 /**
  * Why the one-node cluster cannot run here, or undefined if it can; for tests that are skipped then.
