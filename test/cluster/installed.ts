@@ -1,8 +1,7 @@
 /** The controller as artifacts/deployment installs it: two replicas in pods, of which one leads. */
-import { readFileSync } from "node:fs";
 import type { Json } from "../harness.ts";
 import type { Cluster } from "./node.ts";
-import { processesWith, until } from "./processes.ts";
+import { processesWith, processFile, until } from "./processes.ts";
 
 export const NAMESPACE = "kube-apiserver-storage";
 const DEPLOYMENT = "deployment/etcdproxy-controller-deployment";
@@ -70,9 +69,7 @@ export class InstalledController {
 	/** The process of a pod. */
 	pid(pod: string): number {
 		const found = processesWith("--leader-elect").find((pid) =>
-			readFileSync(`/proc/${pid}/environ`, "utf8")
-				.split("\0")
-				.includes(`HOSTNAME=${pod}`),
+			processFile(pid, "environ")?.split("\0").includes(`HOSTNAME=${pod}`),
 		);
 		if (found === undefined) throw new Error(`pod ${pod} has no process`);
 		return found;

@@ -211,44 +211,36 @@ export class Processes {
 	};
 }
 
+/** A file of a process, as proc(5) has them; undefined when the process has ended. */
+export function processFile(
+	pid: number | string,
+	name: string,
+): string | undefined {
+	try {
+		return readFileSync(`/proc/${pid}/${name}`, "utf8");
+	} catch (error) {
+		const { code = "" } = error as NodeJS.ErrnoException;
+		if (["ENOENT", "ESRCH"].includes(code)) return undefined;
+		throw error;
+	}
+}
+
 /** The processes that have this among their arguments, or in a path among them. */
 export const processesWith = (argument: string): number[] =>
 	readdirSync("/proc")
 		.filter((name) => /^\d+$/.test(name))
-		.filter((pid) => {
-			try {
-				return readFileSync(`/proc/${pid}/cmdline`, "utf8").includes(argument);
-			} catch (error) {
-				// It has ended since the folder was read.
-				if (
-					["ENOENT", "ESRCH"].includes(
-						(error as NodeJS.ErrnoException).code ?? "",
-					)
-				)
-					return false;
-				throw error;
-			}
-		})
+		// One may have ended since the folder was read.
+		.filter((pid) => processFile(pid, "cmdline")?.includes(argument))
 		.map(Number);
 
 const prefix = "etcdproxy-cluster";
 
 /** Start time of a running process in clock ticks after boot, as in proc(5) stat; with the pid it names a process for good. */
 function startTime(pid: number | string): string | undefined {
-	try {
-		const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
-		// The second field, the name in parentheses, may itself contain spaces and parentheses.
-		const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-		return fields[0] === "Z" ? undefined : fields[19];
-	} catch (error) {
-		if (
-			error instanceof Error &&
-			"code" in error &&
-			(error.code === "ENOENT" || error.code === "ESRCH")
-		)
-			return undefined;
-		throw error;
-	}
+	const stat = processFile(pid, "stat");
+	// The second field, the name in parentheses, may itself contain spaces and parentheses.
+	const fields = stat?.slice(stat.lastIndexOf(")") + 2).split(" ");
+	return fields?.[0] === "Z" ? undefined : fields?.[19];
 }
 
 /** Makes a work folder whose name tells which process it belongs to; by default among the temporary files. */
