@@ -442,7 +442,7 @@ describe("certificates that have expired", () => {
 					isOurs(await scene.leaf(name, "client")) &&
 					isOurs(await scene.leaf(name, "serving")),
 				"all certificates are ours",
-				10_000,
+				60_000,
 			);
 			const { generation } = await reaches(name, "serving", "Spread", {
 				waiting: /Deployment k8s-expired\/api-1/,
