@@ -93,7 +93,7 @@ export async function allRequests(
 	return [...requests.values()].sort((a, b) => a.at - b.at);
 }
 
-/** Those of tokens. */
+/** Those of the identities, oldest first. */
 export const audited = async (
 	cluster: ControlPlane,
 	...identities: Identity[]

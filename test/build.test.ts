@@ -14,7 +14,7 @@ import {
 	workTree,
 } from "../build/program.ts";
 import packageJson from "../package.json" with { type: "json" };
-import { executableFor } from "./executable.ts";
+import { readExecutable } from "./executable.ts";
 
 setDefaultTimeout(120_000);
 
@@ -72,7 +72,7 @@ test("another commit is another program", async () => {
 test("each is an executable for its platform", async () => {
 	const found: Record<string, string> = {};
 	for (const platform of platforms)
-		found[platform] = executableFor(await bytesOf(programs[platform])).machine;
+		found[platform] = readExecutable(await bytesOf(programs[platform])).machine;
 	expect(found).toEqual({
 		"linux-x64": "ELF x86-64",
 		"linux-arm64": "ELF aarch64",
@@ -82,9 +82,9 @@ test("each is an executable for its platform", async () => {
 
 test("the one for macOS has the signature without which it would not start", async () => {
 	const bytes = await bytesOf(programs["darwin-arm64"]);
-	expect(executableFor(bytes).signed).toBe(true);
+	expect(readExecutable(bytes).signed).toBe(true);
 	bytes[bytes.length >> 1] = (bytes[bytes.length >> 1] ?? 0) ^ 1;
-	expect(executableFor(bytes).signed).toBe(false);
+	expect(readExecutable(bytes).signed).toBe(false);
 });
 
 test("version, commit and date are inside", async () => {

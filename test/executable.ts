@@ -11,7 +11,7 @@ export interface Executable {
 }
 
 /** @throws Error for anything but a 64-bit ELF or Mach-O executable */
-export function executableFor(bytes: Uint8Array): Executable {
+export function readExecutable(bytes: Uint8Array): Executable {
 	const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 	// https://github.com/apple-oss-distributions/xnu/blob/main/EXTERNAL_HEADERS/mach-o/loader.h
 	if (view.getUint32(0, true) === 0xfeedfacf) {

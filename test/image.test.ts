@@ -21,7 +21,7 @@ import { obstacles } from "../build/release.ts";
 import packageJson from "../package.json" with { type: "json" };
 import type { Build } from "../version.ts";
 import { binaries } from "./cluster/binaries.ts";
-import { executableFor } from "./executable.ts";
+import { readExecutable } from "./executable.ts";
 import { FIRST_BUILD, until } from "./harness.ts";
 
 setDefaultTimeout(300_000);
@@ -345,7 +345,7 @@ describe.skipIf(reason !== undefined)("a release", () => {
 				machine,
 				interpreter = "",
 				needed = [],
-			} = executableFor(
+			} = readExecutable(
 				await Bun.file(
 					join(folder, "usr/local/bin/etcdproxy-controller"),
 				).bytes(),
@@ -361,7 +361,7 @@ describe.skipIf(reason !== undefined)("a release", () => {
 			expect(needed.length).toBeGreaterThan(3);
 			for (const name of needed)
 				expect(
-					executableFor(
+					readExecutable(
 						await Bun.file(join(folder, "lib", triplet, name)).bytes(),
 					).machine,
 				).toBe(machine);

@@ -24,7 +24,7 @@ export const manifest = (): Json[] =>
 	objectsIn(readFileSync(manifestFile, "utf8"));
 
 /** `Kind namespace/name` */
-export const idOf = ({ kind, metadata: { namespace, name } }: Json): string =>
+const idOf = ({ kind, metadata: { namespace, name } }: Json): string =>
 	`${kind} ${namespace === undefined ? "" : `${namespace}/`}${name}`;
 
 /** Objects in no order, nor their environment, of which kustomize moves what it changes to the front. */

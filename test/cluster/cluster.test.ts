@@ -8,7 +8,13 @@ import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import type { EtcdStorage } from "../../etcdstorage.ts";
 import { allRequests, inTurn } from "../audit.ts";
-import { etcdStorage, FIRST_BUILD, type Json, until } from "../harness.ts";
+import {
+	etcdStorage,
+	FIRST_BUILD,
+	type Json,
+	NAMESPACE,
+	until,
+} from "../harness.ts";
 import { objectsIn } from "../installation.ts";
 import { granted, used } from "../rights.ts";
 import {
@@ -37,7 +43,6 @@ if (before === undefined)
 	console.log("skipped: no history of git, so no version before this one");
 
 const NAME = "sample-apiserver";
-const NAMESPACE = "kube-apiserver-storage";
 const TENANT = "k8s-sample-apiserver";
 const SERVICE_ACCOUNT = `system:serviceaccount:${NAMESPACE}:etcdproxy-controller-sa`;
 const MINUTE = 60_000;

@@ -6,6 +6,7 @@ import { programImage as imageOf } from "../../build/image.ts";
 import { compile, type Program } from "../../build/program.ts";
 import type { EtcdStorage } from "../../etcdstorage.ts";
 import { flags } from "../../options.ts";
+import { NAMESPACE } from "../harness.ts";
 import { Authority, type Certificate } from "./certificates.ts";
 import { InstalledController } from "./installed.ts";
 import type { LoadReport } from "./load.ts";
@@ -19,7 +20,7 @@ const artifacts = join(root, "artifacts");
 
 const storage = "sample-apiserver";
 const coreUrl = "https://etcd-svc-1.etcd.svc:2379";
-const endpoint = `https://etcd-${storage}.kube-apiserver-storage.svc:2379`;
+const endpoint = `https://etcd-${storage}.${NAMESPACE}.svc:2379`;
 const flunderKey =
 	"/registry/wardle.example.com/wardle.example.com/flunders/default/my-first-flunder";
 
@@ -256,7 +257,7 @@ export const etcdctl = (
 ): Promise<string> => cluster.exec(etcdctlCommand(cluster, etcd, args));
 
 /** The words that run etcdctl. */
-export const etcdctlCommand = (
+const etcdctlCommand = (
 	cluster: Cluster,
 	{ url, caFile, certificate, timeout = "30s" }: EtcdClient,
 	args: string[],
@@ -277,7 +278,7 @@ export function coreClient(cluster: Cluster): Promise<EtcdClient> {
 		cluster,
 		"core",
 		coreUrl,
-		"kube-apiserver-storage",
+		NAMESPACE,
 		"etcd-coreserving-ca",
 		"ca.crt",
 		"etcd-coreserving-cert",

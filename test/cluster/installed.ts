@@ -1,9 +1,8 @@
 /** The controller as artifacts/deployment installs it: two replicas in pods, of which one leads. */
-import type { Json } from "../harness.ts";
+import { type Json, NAMESPACE } from "../harness.ts";
 import type { Cluster } from "./node.ts";
 import { processesWith, processFile, until } from "./processes.ts";
 
-export const NAMESPACE = "kube-apiserver-storage";
 const DEPLOYMENT = "deployment/etcdproxy-controller-deployment";
 const MINUTE = 60_000;
 

@@ -9,6 +9,7 @@ import { X509Certificate } from "node:crypto";
 import { readFileSync, readlinkSync } from "node:fs";
 import type { EtcdStorage } from "../../etcdstorage.ts";
 import { BACKDATE, type Domain, domains } from "../../lifetimes.ts";
+import { type Json, NAMESPACE } from "../harness.ts";
 import { type Credentials, connect } from "./handshake.ts";
 import { type User, user } from "./load.ts";
 import { processesWith } from "./processes.ts";
@@ -45,14 +46,11 @@ export interface SeenRotation {
 }
 
 const NAME = "sample-apiserver";
-const NAMESPACE = "kube-apiserver-storage";
 const TENANT = "k8s-sample-apiserver";
 const POD_LIST = `/api/v1/namespaces/${NAMESPACE}/pods?labelSelector=apiserver%3D${NAME}`;
 const HOST = `etcd-${NAME}.${NAMESPACE}.svc`;
 /** Between two looks. */
 const PAUSE_MS = 1_000;
-// biome-ignore lint/suspicious/noExplicitAny: whatever the API server answers; single fields of it are looked at
-type Json = any;
 
 /** Somebody whom the proxies serve. */
 interface Client extends Credentials {

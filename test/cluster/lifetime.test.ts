@@ -7,7 +7,7 @@ import { X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
 import type { EtcdStorage } from "../../etcdstorage.ts";
 import { type Domain, domains } from "../../lifetimes.ts";
-import { FIRST_BUILD, type Json, until } from "../harness.ts";
+import { FIRST_BUILD, type Json, NAMESPACE, until } from "../harness.ts";
 import { type Demo, meanwhile, runDemo, underLoad, waitFor } from "./demo.ts";
 import type { LawsReport } from "./laws.ts";
 import { CONCURRENCY, type LoadReport } from "./load.ts";
@@ -21,7 +21,6 @@ const reason = await obstacle();
 if (reason !== undefined) console.log(`skipped: ${reason}`);
 
 const NAME = "sample-apiserver";
-const NAMESPACE = "kube-apiserver-storage";
 const TENANT = "k8s-sample-apiserver";
 const SECOND = 1000;
 const MINUTE = 60 * SECOND;

@@ -3,6 +3,7 @@
  * `npm start -- --exit`: the same, ends by itself; exit code 1 if anything was not so.
  */
 import { parseArgs } from "node:util";
+import { NAMESPACE } from "../harness.ts";
 import { type Demo, etcdctl, runDemo } from "./demo.ts";
 import { type Cluster, startCluster } from "./node.ts";
 import { terminalLog } from "./steps.ts";
@@ -47,7 +48,7 @@ Look around in another terminal, as root:
   alias kubectl='nsenter --net=${cluster.netns} ${cluster.binary("kubectl")}'
   kubectl get etcdstorages,pods --all-namespaces
   kubectl describe etcdstorage sample-apiserver
-  kubectl logs --namespace=kube-apiserver-storage --selector=controller=etcdproxy --prefix --follow
+  kubectl logs --namespace=${NAMESPACE} --selector=controller=etcdproxy --prefix --follow
 
 Ctrl-C ends it all.`);
 	// Children do not keep this process alive, nor does a promise.

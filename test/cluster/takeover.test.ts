@@ -9,7 +9,7 @@ import { join } from "node:path";
 import type { EtcdStorage } from "../../etcdstorage.ts";
 import { domains } from "../../lifetimes.ts";
 import { secretText } from "../client.ts";
-import { FIRST_BUILD, type Json, until } from "../harness.ts";
+import { FIRST_BUILD, type Json, NAMESPACE, until } from "../harness.ts";
 import * as predecessor from "../predecessor.ts";
 import {
 	applyCoreEtcd,
@@ -33,7 +33,6 @@ const reason = await obstacle();
 if (reason !== undefined) console.log(`skipped: ${reason}`);
 
 const NAME = "sample-apiserver";
-const NAMESPACE = "kube-apiserver-storage";
 const TENANT = "k8s-sample-apiserver";
 const MINUTE = 60_000;
 const DAY = 24 * 60 * MINUTE;
