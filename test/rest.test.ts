@@ -9,13 +9,9 @@ import { chmod, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { compile } from "../build/program.ts";
-import { Cache } from "../cache.ts";
-import type { EtcdStorage } from "../etcdstorage.ts";
-import { type Kind, Kube, type KubeObject, loadKubeConfig } from "../kube.ts";
-import { type Data, FIELD_MANAGER } from "../manifests.ts";
-import { TargetReader } from "../targets.ts";
+import { Kube, type KubeObject, loadKubeConfig } from "../kube.ts";
+import { FIELD_MANAGER } from "../manifests.ts";
 import { visit } from "../visit.ts";
-import type { Deployment } from "../workload.ts";
 import { audited, identity, isWrite } from "./audit.ts";
 import { Authority } from "./cluster/certificates.ts";
 import {
@@ -38,6 +34,7 @@ import {
 	storages,
 	targets,
 } from "./tenants.ts";
+import { visitContext } from "./visiting.ts";
 
 const root = join(import.meta.dir, "..");
 const names = numbered("both", 20);
@@ -141,23 +138,8 @@ test.concurrent("a signer that appears while another is being made is not replac
 	const kube = new Kube(loadKubeConfig(cluster.kubeconfig), {
 		fieldManager: FIELD_MANAGER,
 	});
-	const cached = async <T extends KubeObject>(kind: Kind) => {
-		const cache = new Cache<T>();
-		const namespace = kind === "EtcdStorage" ? [] : ["-n", NAMESPACE];
-		cache.replace(
-			JSON.parse(
-				await cluster.kubectl(["get", kind, ...namespace, "-o", "json"]),
-			).items,
-		);
-		return cache;
-	};
-	const owned = {
-		ConfigMap: await cached<Data>("ConfigMap"),
-		Secret: await cached<Data>("Secret"),
-		Service: await cached<KubeObject>("Service"),
-		PodDisruptionBudget: await cached<KubeObject>("PodDisruptionBudget"),
-		Deployment: await cached<Deployment>("Deployment"),
-	};
+	const context = await visitContext(cluster, kube);
+	const { owned, storages } = context;
 	const signers = [...owned.Secret.values()].filter(({ metadata }) =>
 		[`${name}-client-signer`, `${name}-serving-signer`].includes(metadata.name),
 	);
@@ -167,29 +149,15 @@ test.concurrent("a signer that appears while another is being made is not replac
 		[...owned.Secret.values()].filter((one) => !signers.includes(one)),
 	);
 	let asked = 0;
-	const storages = await cached<EtcdStorage>("EtcdStorage");
 	const storage = storages.get(name);
 	if (!storage) throw new Error("no EtcdStorage");
 	const visited = visit(storage, {
-		kube,
-		storages,
-		owned,
-		targets: new TargetReader(kube),
-		environment: {
-			namespace: NAMESPACE,
-			coreUrls: [cluster.etcd.url],
-			coreCAConfigMap: "etcd-coreserving-ca",
-			coreCertsSecret: "etcd-coreserving-cert",
-			proxyImage: "none",
-			proxyPriorityClass: "",
-		},
+		...context,
 		now: () => {
 			if (++asked === 2)
 				for (const signer of signers) owned.Secret.event("ADDED", signer);
 			return Date.now();
 		},
-		restarts: new Set(),
-		event: () => Promise.resolve(),
 	});
 	expect(visited).rejects.toMatchObject({ code: 409 });
 	await visited.catch(() => undefined);

@@ -15,20 +15,16 @@ import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Cache } from "../cache.ts";
-import type { EtcdStorage } from "../etcdstorage.ts";
-import { type Kind, Kube, type KubeObject, loadKubeConfig } from "../kube.ts";
+import { Kube, loadKubeConfig } from "../kube.ts";
 import { type Domain, domains } from "../lifetimes.ts";
 import { type Data, FIELD_MANAGER } from "../manifests.ts";
-import { TargetReader } from "../targets.ts";
 import { visit } from "../visit.ts";
-import type { Deployment } from "../workload.ts";
 import { client, opensslVerify } from "./client.ts";
 import {
 	apiServerNamespace,
 	type Controller,
 	type ControllerOptions,
 	FIRST_BUILD,
-	NAMESPACE,
 	startCluster,
 	startController,
 	until,
@@ -45,6 +41,7 @@ import {
 	target,
 } from "./rotating.ts";
 import type { Stage } from "./stage.ts";
+import { visitContext } from "./visiting.ts";
 
 const root = join(import.meta.dir, "..");
 const on = {} as Pick<Stage, "cluster" | "api">;
@@ -239,29 +236,14 @@ test("a signer that another controller has replaced meanwhile is not overwritten
 	const kube = new Kube(loadKubeConfig(on.cluster.kubeconfig), {
 		fieldManager: FIELD_MANAGER,
 	});
-	const cached = async <T extends KubeObject>(kind: Kind) => {
-		const cache = new Cache<T>();
-		const where = kind === "EtcdStorage" ? [] : ["-n", NAMESPACE];
-		const text = await on.cluster.kubectl([
-			...["get", kind, ...where, "-o", "json", "--show-managed-fields"],
-		]);
-		cache.replace(JSON.parse(text).items);
-		return cache;
-	};
-	const owned = {
-		ConfigMap: await cached<Data>("ConfigMap"),
-		Secret: await cached<Data>("Secret"),
-		Service: await cached<KubeObject>("Service"),
-		PodDisruptionBudget: await cached<KubeObject>("PodDisruptionBudget"),
-		Deployment: await cached<Deployment>("Deployment"),
-	};
+	const context = await visitContext(on.cluster, kube);
+	const { owned, storages } = context;
 	// The watch is behind, and catches up between the decision and the write.
 	const others = [...owned.Secret.values()].filter(
 		(one) => one.metadata.name !== before.metadata.name,
 	);
 	owned.Secret = new Cache<Data>();
 	owned.Secret.replace([...others, before]);
-	const storages = await cached<EtcdStorage>("EtcdStorage");
 	const storage = storages.get(name);
 	if (!storage) throw new Error("no EtcdStorage");
 	const get = owned.Secret.get.bind(owned.Secret);
@@ -271,20 +253,7 @@ test("a signer that another controller has replaced meanwhile is not overwritten
 		if (wanted === before.metadata.name && ++looked > 1) return shared;
 		return get(wanted);
 	};
-	const visited = visit(storage, {
-		...{ kube, storages, owned, restarts: new Set() },
-		targets: new TargetReader(kube),
-		environment: {
-			namespace: NAMESPACE,
-			coreUrls: [on.cluster.etcd.url],
-			coreCAConfigMap: "etcd-coreserving-ca",
-			coreCertsSecret: "etcd-coreserving-cert",
-			proxyImage: "none",
-			proxyPriorityClass: "",
-		},
-		now: () => Date.now(),
-		event: () => Promise.resolve(),
-	});
+	const visited = visit(storage, context);
 	expect(visited).rejects.toMatchObject({ code: 409 });
 	await visited.catch(() => undefined);
 	expect(looked).toBeGreaterThan(1);

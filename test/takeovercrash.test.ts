@@ -3,20 +3,15 @@
  * other: against a real API server without a kubelet, visit by visit in this process, without a status to remember by.
  */
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { Cache } from "../cache.ts";
-import type { EtcdStorage } from "../etcdstorage.ts";
-import { type Kind, Kube, type KubeObject, loadKubeConfig } from "../kube.ts";
+import { Kube, type KubeObject, loadKubeConfig } from "../kube.ts";
 import { type Domain, domains } from "../lifetimes.ts";
-import { type Data, FIELD_MANAGER } from "../manifests.ts";
-import { TargetReader } from "../targets.ts";
+import { FIELD_MANAGER } from "../manifests.ts";
 import { visit } from "../visit.ts";
-import type { Deployment } from "../workload.ts";
 import { client, lenientVerify } from "./client.ts";
 import {
 	apiServerNamespace,
 	FIRST_BUILD,
 	type Json,
-	NAMESPACE,
 	startCluster,
 } from "./harness.ts";
 import * as predecessor from "./predecessor.ts";
@@ -30,6 +25,7 @@ import {
 	target,
 } from "./rotating.ts";
 import type { Stage } from "./stage.ts";
+import { visitContext } from "./visiting.ts";
 
 const DAY = 86_400_000;
 /** More than a kubelet takes, after which consumers are restarted. */
@@ -87,36 +83,10 @@ async function visitOnce(
 	kube: Kube,
 	now: () => number,
 ): Promise<boolean> {
-	const cached = async <T extends KubeObject>(kind: Kind) => {
-		const cache = new Cache<T>();
-		cache.replace(await kube.list<T>(kind, NAMESPACE));
-		return cache;
-	};
-	const ref = { apiVersion: "etcd.xmudrii.com/v1alpha1", kind: "EtcdStorage" };
-	const storage = await kube.get<EtcdStorage>({ ...ref, name });
+	const context = await visitContext(on.cluster, kube);
+	const storage = context.storages.get(name);
 	if (!storage) throw new Error(`no EtcdStorage ${name}`);
-	const storages = new Cache<EtcdStorage>();
-	storages.replace([storage]);
-	const outcome = await visit(storage, {
-		...{ kube, storages, now, restarts: new Set() },
-		owned: {
-			ConfigMap: await cached<Data>("ConfigMap"),
-			Secret: await cached<Data>("Secret"),
-			Service: await cached<KubeObject>("Service"),
-			PodDisruptionBudget: await cached<KubeObject>("PodDisruptionBudget"),
-			Deployment: await cached<Deployment>("Deployment"),
-		},
-		targets: new TargetReader(kube),
-		environment: {
-			namespace: NAMESPACE,
-			coreUrls: [on.cluster.etcd.url],
-			coreCAConfigMap: "etcd-coreserving-ca",
-			coreCertsSecret: "etcd-coreserving-cert",
-			proxyImage: "none",
-			proxyPriorityClass: "",
-		},
-		event: () => Promise.resolve(),
-	});
+	const outcome = await visit(storage, { ...context, now });
 	expect(outcome.problems).toEqual([]);
 	return outcome.stepped || outcome.written.length > 0;
 }
