@@ -460,7 +460,6 @@ describe("the proxies of an EtcdStorage", () => {
 			async () =>
 				container(await deployment()).image === container(before).image,
 			"they are gateways again",
-			5_000,
 		);
 		const after = await deployment();
 		expect(after.spec).toEqual(before.spec);

@@ -790,7 +790,7 @@ describe("unreadable input", () => {
 					`-----BEGIN CERTIFICATE-----\n${unit.repeat(1_000_000 / unit.length)}`,
 				),
 			);
-			expect(performance.now() - started).toBeLessThan(3000);
+			expect(performance.now() - started).toBeLessThan(10_000);
 		}
 		const nested = Buffer.alloc(300_000, 0x30);
 		expectUnreadable(() => parseCertificates(toPEM(nested)));

@@ -59,10 +59,13 @@ afterAll(async () => {
 const seconds = (since: number) => (performance.now() - since) / 1000;
 const storageNamespace = ["-n", NAMESPACE];
 
+/** Seconds that an end may take: half of those that a pod has for it. */
+const GRACE = 15;
+
 const start: Observatory["start"] = (options) => observatory.start(options);
 
 /** Deletes owned objects and waits until they are back. Returns the seconds that took. */
-async function expectRepair(name: string, timeoutMs = 5_000): Promise<number> {
+async function expectRepair(name: string): Promise<number> {
 	await cluster.kubectl([
 		...[...storageNamespace, "delete", `service/etcd-${name}`],
 		...[`secret/${name}-server-cert`, `deployment/etcd-${name}`],
@@ -71,7 +74,6 @@ async function expectRepair(name: string, timeoutMs = 5_000): Promise<number> {
 	await until(
 		async () => (await objectsOf(cluster, "apps", [name])).size === 9,
 		`everything of ${name} is back`,
-		timeoutMs,
 	);
 	return seconds(deleted);
 }
@@ -119,14 +121,14 @@ describe("a controller that is killed", () => {
 		const idle = await start();
 		let asked = performance.now();
 		expect(await idle.stop()).toBe(0);
-		expect(seconds(asked)).toBeLessThan(5);
+		expect(seconds(asked)).toBeLessThan(GRACE);
 
 		const busy = await start();
 		await cluster.apply(...storages("apps", tenants));
 		await until(() => busy.log().includes(": issued "), "it works");
 		asked = performance.now();
 		expect(await busy.stop()).toBe(0);
-		expect(seconds(asked)).toBeLessThan(5);
+		expect(seconds(asked)).toBeLessThan(GRACE);
 
 		const successor = await start();
 		await settled(cluster, tenants);
@@ -156,7 +158,7 @@ describe("a controller that is killed", () => {
 		);
 		const asked = performance.now();
 		expect(await controller.stop()).toBe(0);
-		expect(seconds(asked)).toBeLessThan(7);
+		expect(seconds(asked)).toBeLessThan(GRACE);
 	}, 60_000);
 });
 
@@ -184,7 +186,7 @@ describe("an API server", () => {
 		expect(news.split("\n").length).toBeLessThan(200);
 
 		await cluster.startApiServer();
-		expect(await expectRepair("tenant-1", 20_000)).toBeLessThan(12);
+		expect(await expectRepair("tenant-1")).toBeLessThan(12);
 		await settled(cluster, tenants);
 		await expectChains(cluster, "apps", tenants);
 		await controller.stop();
@@ -212,12 +214,10 @@ describe("an API server", () => {
 			// While it looks at all of them for the first time, it may be slow to answer.
 			() => controller.healthy("readyz").catch(() => false),
 			"it is ready",
-			5_000,
 		);
 		await until(
 			() => cluster.get("service", "etcd-tenant-2", NAMESPACE),
 			"the Service is back",
-			5_000,
 		);
 		await controller.stop();
 	}, 60_000);
@@ -308,21 +308,16 @@ describe("rights", () => {
 				(one) => one.type === "Deployed",
 			);
 		};
-		const told = await until(
-			async () => {
-				const condition = await deployed();
-				return condition?.reason === "FailedDeploying" && condition;
-			},
-			"the condition says so",
-			5_000,
-		);
+		const told = await until(async () => {
+			const condition = await deployed();
+			return condition?.reason === "FailedDeploying" && condition;
+		}, "the condition says so");
 		expect(told.message).toContain('cannot patch resource "services"');
 		// A new watch is refused, too.
 		controller.relay.cut();
 		await until(
 			() => controller.log().includes("Forbidden: secrets is forbidden"),
 			"the watch is refused",
-			5_000,
 		);
 		const news = controller.news();
 		// One line says it all: no stack, no source.

@@ -227,7 +227,7 @@ describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 					return found.length === 2;
 				},
 				"both are back",
-				10_000,
+				MINUTE,
 			);
 			await until(
 				async () => (await ready()) === "True",
