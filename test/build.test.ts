@@ -5,6 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Spec, Validation } from "@cyclonedx/cyclonedx-library";
 import { licenses } from "../build/licenses.ts";
+import { run } from "../build/machine.ts";
 import {
 	compile,
 	type Platform,
@@ -35,19 +36,6 @@ beforeAll(async () => {
 }, 300_000);
 afterAll(() => rm(dir, { recursive: true }));
 
-const run = async (command: string[], options: object = {}) => {
-	const child = Bun.spawn(command, {
-		stdin: "ignore",
-		stdout: "pipe",
-		stderr: "pipe",
-		...options,
-	});
-	return {
-		stdout: await child.stdout.text(),
-		stderr: await child.stderr.text(),
-		code: await child.exited,
-	};
-};
 const bytesOf = (program: Program) => Bun.file(program.file).bytes();
 /** What tells two of them apart: they are too large to be shown. */
 const digestOf = async (program: Program) =>
@@ -88,11 +76,9 @@ test("the one for macOS has the signature without which it would not start", asy
 });
 
 test("version, commit and date are inside", async () => {
-	expect(await run([thisOne().file, "--version"])).toEqual({
-		stdout: `etcdproxy-controller ${packageJson.version}, commit 0a1b2c3d of 2026-11-23T12:00:00Z\n`,
-		stderr: "",
-		code: 0,
-	});
+	expect(await run([thisOne().file, "--version"])).toBe(
+		`etcdproxy-controller ${packageJson.version}, commit 0a1b2c3d of 2026-11-23T12:00:00Z\n`,
+	);
 });
 
 test("what lies in the folder where it is started is not obeyed", async () => {
@@ -103,13 +89,13 @@ test("what lies in the folder where it is started is not obeyed", async () => {
 	);
 	await writeFile(join(cwd, "bunfig.toml"), 'preload = ["./trap.js"]\n');
 	await writeFile(join(cwd, ".env"), "KUBECONFIG=/of/somebody/else\n");
-	const { KUBECONFIG, ...env } = process.env;
-	const options = { cwd, env: { ...env, HOME: cwd } };
+	const options = { cwd, env: { HOME: cwd } };
 	const program = [thisOne().file, "--etcd-core-url=https://core:2379"];
-	expect(await run(program, options)).toMatchObject({
-		stderr: `etcdproxy-controller: no kubeconfig: ${cwd}/.kube/config does not exist and this is not a Pod with a ServiceAccount; set --kubeconfig or KUBECONFIG\n`,
-		code: 1,
-	});
+	await expect(
+		run(["env", "-u", "KUBECONFIG", ...program], options),
+	).rejects.toThrow(
+		`: exit code 1\netcdproxy-controller: no kubeconfig: ${cwd}/.kube/config does not exist and this is not a Pod with a ServiceAccount; set --kubeconfig or KUBECONFIG`,
+	);
 	expect(await readdir(cwd)).not.toContain("sprung");
 	// It is a trap that works: Bun itself walks into it.
 	await writeFile(join(cwd, "own.js"), "");
@@ -127,34 +113,26 @@ for word; do case $word in --pack-destination=*) echo other > "\${word#*=}/oven-
 `,
 	);
 	await chmod(npm, 0o755);
-	const { stderr, code } = await run(
-		[process.execPath, "build/program.ts", "linux-arm64"],
-		{
+	await expect(
+		run([process.execPath, "build/program.ts", "linux-arm64"], {
 			cwd: root,
 			env: {
-				...process.env,
 				PATH: `${fake}:${process.env.PATH}`,
 				XDG_CACHE_HOME: join(fake, "cache"),
 			},
-		},
-	);
-	expect(code).toBe(1);
-	expect(stderr).toMatch(
-		/^npm served another @oven\/bun-linux-aarch64@1\.4\.5 than package-lock\.json pins: its SHA-512 is \w{128}, not \w{128}\n$/,
+		}),
+	).rejects.toThrow(
+		/: exit code 1\nnpm served another @oven\/bun-linux-aarch64@1\.4\.5 than package-lock\.json pins: its SHA-512 is \w{128}, not \w{128}$/,
 	);
 	expect(await readdir(join(fake, "cache/etcdproxy-controller"))).toEqual([]);
 });
 
 test("a platform that it is not built for is refused", async () => {
-	expect(
-		await run([process.execPath, "build/program.ts", "linux-riscv64"], {
-			cwd: root,
-		}),
-	).toMatchObject({
-		stderr:
-			"the program is not built for linux-riscv64, but for linux-x64, linux-arm64, darwin-arm64\n",
-		code: 1,
-	});
+	await expect(
+		run([process.execPath, "build/program.ts", "linux-riscv64"], { cwd: root }),
+	).rejects.toThrow(
+		": exit code 1\nthe program is not built for linux-riscv64, but for linux-x64, linux-arm64, darwin-arm64",
+	);
 });
 
 test("SOURCE_DATE_EPOCH is the date", async () => {
@@ -227,7 +205,7 @@ test("its bill of materials is valid CycloneDX 1.6, the same each time, and abou
 		component: { name: "etcdproxy-controller", version: build.version },
 	});
 	expect(metadata.component.hashes[0].content).toBe(
-		(await run(["sha256sum", programs["linux-x64"].file])).stdout.slice(0, 64),
+		(await run(["sha256sum", programs["linux-x64"].file])).slice(0, 64),
 	);
 	// Whatever is in it is there because something needs it.
 	const needed = dependencies.flatMap(
