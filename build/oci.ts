@@ -2,7 +2,6 @@
  * Images without a container engine: files in, OCI archive out. The same content gives the same bytes.
  * https://github.com/opencontainers/image-spec/blob/v1.1.1/spec.md
  */
-import { open } from "node:fs/promises";
 
 /** A file, folder or symbolic link of an image. */
 export interface Entry {
@@ -46,6 +45,7 @@ export interface ArchiveOptions {
 /**
  * Writes an archive with an index of images, one for each platform.
  * https://github.com/opencontainers/image-spec/blob/v1.1.1/image-layout.md
+ * @throws Error when the file cannot be written, or not whole
  */
 export async function writeArchive(
 	file: string,
@@ -133,12 +133,8 @@ export async function writeArchive(
 		]),
 		seconds,
 	);
-	const handle = await open(file, "w");
-	try {
-		await handle.writev(chunks);
-	} finally {
-		await handle.close();
-	}
+	// Unlike writev(), whose count of bytes may be short of all: a full disk is an error.
+	await Bun.write(file, chunks);
 }
 
 interface Descriptor {

@@ -239,3 +239,24 @@ test("what has no licence text may not be shipped", () => {
 		"artifacts/demo has no licence text: it may not be shipped",
 	);
 });
+
+test("an archive that does not fit on the disk is an error, and not a short archive", async () => {
+	const script = join(dir, "archive.ts");
+	await writeFile(
+		script,
+		`import { writeArchive } from ${JSON.stringify(join(root, "build/oci.ts"))};
+const layers = [[{ path: "/file", content: new Uint8Array(300_000) }]];
+const image = { architecture: "amd64", layers, config: { User: "0" } };
+await writeArchive(process.argv[2], [image], { name: "docker.io/library/full:1" });
+`,
+	);
+	const file = join(dir, "archive.tar");
+	await run([process.execPath, script, file]);
+	expect(Bun.file(file).size).toBeGreaterThan(300_000);
+	await expect(
+		run([
+			...(["sh", "-c", 'ulimit -f 100; exec "$@"', "sh"] as const),
+			...[process.execPath, script, file],
+		]),
+	).rejects.toThrow("EFBIG");
+});
