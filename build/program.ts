@@ -74,9 +74,9 @@ export async function compile(
 		throw new Error(
 			`this is Bun ${Bun.version}, and ${packageJson.devDependencies.bun} is pinned: use npm run build`,
 		);
-	const { executable, locked } = await runtime(platform);
 	const made = build ?? (await workTree());
-	const inputs = await inScratchFolder(file, async (folder) => {
+	return inScratchFolder(file, async (folder) => {
+		const { executable, locked } = await runtime(platform, folder);
 		// Always the same name, for Bun writes it into the executable.
 		const outfile = join(folder, "etcdproxy-controller");
 		const metafile = join(folder, "metafile.json");
@@ -93,16 +93,11 @@ export async function compile(
 			],
 			{ cwd: root },
 		);
+		const inputs = inputsOf(await Bun.file(metafile).json());
+		const packages = await packagesOf(inputs);
 		await rename(outfile, file);
-		return inputsOf(await Bun.file(metafile).json());
+		return { platform, file, build: made, runtime: locked, packages };
 	});
-	return {
-		platform,
-		file,
-		build: made,
-		runtime: locked,
-		packages: await packagesOf(inputs),
-	};
 }
 
 /** @throws Error naming the platforms when this machine's is none of them */
@@ -143,36 +138,44 @@ export async function workTree(): Promise<Build> {
 	};
 }
 
-/** Bun for a platform, fetched by npm. Left to itself, `bun build` would download one, and not look at what it gets. */
+/**
+ * Bun for a platform, fetched by npm. Left to itself, `bun build` would download one, and not look at what it gets. It
+ * becomes part of the executable, so that what is in the cache is trusted no more than what is fetched.
+ * @param folder it is unpacked there
+ */
 async function runtime(
 	platform: Platform,
+	folder: string,
 ): Promise<{ executable: string; locked: LockedPackage }> {
 	const name = `@oven/bun-${platform.replace("arm64", "aarch64")}`;
 	const locked = await lockedPackage(`node_modules/${name}`);
 	const { version, sha512 } = locked;
-	const folder = await cached(
-		`bun-${platform}-${version}-${sha512.slice(0, 16)}`,
+	const file = `${name.slice(1).replace("/", "-")}-${version}.tgz`;
+	const verified = async (parent: string, fault: string) => {
+		const tarball = await Bun.file(join(parent, file)).bytes();
+		const hash = new Bun.CryptoHasher("sha512");
+		const got = hash.update(tarball).digest("hex");
+		if (got !== sha512)
+			throw new Error(
+				`${fault} another ${name}@${version} than package-lock.json pins: its SHA-512 is ${got}, not ${sha512}`,
+			);
+		return tarball;
+	};
+	const kept = await cached(
+		`bun-tarball-${platform}-${version}-${sha512.slice(0, 16)}`,
 		async (made) => {
 			const options = ["--silent", "--prefer-offline"];
 			const where = `--pack-destination=${made}`;
 			await run(["npm", "pack", ...options, where, `${name}@${version}`], {
 				cwd: root,
 			});
-			const [file = ""] = await Array.fromAsync(new Bun.Glob("*").scan(made));
-			const tarball = join(made, file);
-			const got = new Bun.CryptoHasher("sha512")
-				.update(await Bun.file(tarball).bytes())
-				.digest("hex");
-			if (got !== sha512)
-				throw new Error(
-					`npm served another ${name}@${version} than package-lock.json pins: its SHA-512 is ${got}, not ${sha512}`,
-				);
-			const strip = "--strip-components=2";
-			await run(["tar", "-xzf", tarball, "-C", made, strip, "package/bin/bun"]);
-			await rm(tarball);
+			await verified(made, "npm served");
 		},
 	);
-	return { executable: join(folder, "bun"), locked };
+	const tarball = await verified(kept, `remove ${kept}, which holds`);
+	const glob = "package/bin/bun";
+	await new Bun.Archive(tarball).extract(folder, { glob });
+	return { executable: join(folder, glob), locked };
 }
 
 /** Those files of Bun's metafile of which something is left in the output. */

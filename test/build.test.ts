@@ -1,8 +1,15 @@
 /** The program as it is shipped: compiled for each platform, the same bytes each time, and what is in it. */
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
-import { chmod, mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
+import {
+	appendFile,
+	chmod,
+	mkdtemp,
+	readdir,
+	rm,
+	writeFile,
+} from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { Spec, Validation } from "@cyclonedx/cyclonedx-library";
 import { licenses } from "../build/licenses.ts";
 import { run } from "../build/machine.ts";
@@ -109,7 +116,7 @@ test("a runtime that is not what package-lock.json pins is refused, and not kept
 	await writeFile(
 		npm,
 		`#!/bin/sh
-for word; do case $word in --pack-destination=*) echo other > "\${word#*=}/oven-bun-1.4.5.tgz";; esac; done
+for word; do case $word in --pack-destination=*) echo other > "\${word#*=}/oven-bun-linux-aarch64-1.4.5.tgz";; esac; done
 `,
 	);
 	await chmod(npm, 0o755);
@@ -125,6 +132,31 @@ for word; do case $word in --pack-destination=*) echo other > "\${word#*=}/oven-
 		/: exit code 1\nnpm served another @oven\/bun-linux-aarch64@1\.4\.5 than package-lock\.json pins: its SHA-512 is \w{128}, not \w{128}$/,
 	);
 	expect(await readdir(join(fake, "cache/etcdproxy-controller"))).toEqual([]);
+});
+
+test("a runtime in the cache is verified, too, each time that it is used", async () => {
+	const cache = await mkdtemp(join(dir, "cache-"));
+	const script = join(dir, "compile.ts");
+	await writeFile(
+		script,
+		`import { compile } from ${JSON.stringify(join(root, "build/program.ts"))};
+await compile(process.argv[2], "linux-arm64", ${JSON.stringify(build)});
+`,
+	);
+	const file = join(dir, "other/cached");
+	const again = () =>
+		run([process.execPath, script, file], { env: { XDG_CACHE_HOME: cache } });
+	await again();
+	expect(await digestOf({ ...thisOne(), file })).toBe(
+		await digestOf(programs["linux-arm64"]),
+	);
+	const [kept = ""] = await Array.fromAsync(
+		new Bun.Glob("etcdproxy-controller/*/*.tgz").scan(cache),
+	);
+	await appendFile(join(cache, kept), "other");
+	await expect(again()).rejects.toThrow(
+		`remove ${join(cache, dirname(kept))}, which holds another @oven/bun-linux-aarch64@1.4.5 than package-lock.json pins: its SHA-512 is `,
+	);
 });
 
 test("a platform that it is not built for is refused", async () => {
