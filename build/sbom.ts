@@ -26,6 +26,7 @@ const inBun = [
  * @param sha256 of the executable, hexadecimal
  * @param versions of the libraries in Bun: its `process.versions`
  * @param image the packages of Debian's that the image has files of; without them it is about the executable alone
+ * @throws Error when these are of no release of Debian's
  */
 export function billOfMaterials(
 	{ platform, build, runtime, packages }: Program,
@@ -67,7 +68,7 @@ export function billOfMaterials(
 		})),
 	});
 	const npm = packages.map((one) => npmComponent(one));
-	const debian = (image ?? []).map(debianComponent);
+	const debian = image ? debianComponents(image) : [];
 	const refs = (names: string[]) =>
 		npm
 			.filter((_, index) => names.includes(packages[index]?.name ?? ""))
@@ -122,25 +123,28 @@ function npmComponent(
 	};
 }
 
-function debianComponent({
-	name,
-	version,
-	architecture,
-	sha256,
-	control,
-}: DebianPackage): Component {
-	// Scanners look vulnerabilities up by the source package.
-	const [, upstream = name] = /^Source: (\S+)/m.exec(control) ?? [];
-	const purl = `pkg:deb/debian/${name}@${encodeURIComponent(version)}?arch=${architecture}&distro=debian-12&upstream=${upstream}`;
-	return {
-		type: "library",
-		"bom-ref": purl,
-		name,
-		version,
-		hashes: [{ alg: "SHA-256", content: sha256 }],
-		licenses: [{ license: { name: `/usr/share/doc/${name}/copyright` } }],
-		purl,
-	};
+function debianComponents(packages: DebianPackage[]): Component[] {
+	const base = packages.find(({ name }) => name === "base-files")?.version;
+	// Its version begins with the release's: 12.4+deb12u15.
+	const [, release] = /^(\d+)[\d.]*(?:\+deb\d+u\d+)?$/.exec(base ?? "") ?? [];
+	if (release === undefined)
+		throw new Error(
+			`base-files ${base} is of no release of Debian's, from which the image takes files: artifacts/image/Dockerfile makes it elsewhere`,
+		);
+	return packages.map(({ name, version, architecture, sha256, control }) => {
+		// Scanners look vulnerabilities up by the source package.
+		const [, upstream = name] = /^Source: (\S+)/m.exec(control) ?? [];
+		const purl = `pkg:deb/debian/${name}@${encodeURIComponent(version)}?arch=${architecture}&distro=debian-${release}&upstream=${upstream}`;
+		return {
+			type: "library",
+			"bom-ref": purl,
+			name,
+			version,
+			hashes: [{ alg: "SHA-256", content: sha256 }],
+			licenses: [{ license: { name: `/usr/share/doc/${name}/copyright` } }],
+			purl,
+		};
+	});
 }
 
 const licensed = (license: string): object[] =>

@@ -21,6 +21,7 @@ import {
 	sbomOf,
 	workTree,
 } from "../build/program.ts";
+import { billOfMaterials } from "../build/sbom.ts";
 import packageJson from "../package.json" with { type: "json" };
 import { readExecutable } from "./executable.ts";
 
@@ -250,6 +251,29 @@ test("its bill of materials is valid CycloneDX 1.6, the same each time, and abou
 	expect(
 		await validator.validate(text.replace('"id": "MIT"', '"id": "free"')),
 	).not.toBeNull();
+});
+
+test("an image's bill of materials names the release of Debian's that its files are of", () => {
+	const distros = (base: string) => {
+		const pin = { architecture: "all", sha256: "0".repeat(64) } as const;
+		const more = { ...pin, control: "", content: new Uint8Array() };
+		const bill = billOfMaterials(thisOne(), "0".repeat(64), process.versions, [
+			{ ...more, name: "base-files", version: base },
+			{ ...more, name: "netbase", version: "6.4" },
+		]);
+		return JSON.stringify(bill)
+			.match(/"purl":"pkg:deb[^"]*/g)
+			?.map((purl) => new URL(purl.slice(8)).searchParams.get("distro"));
+	};
+	for (const [base, distro] of [
+		["12.4+deb12u15", "debian-12"],
+		["13.8", "debian-13"],
+		["14", "debian-14"],
+	] as const)
+		expect(distros(base)).toEqual([distro, distro]);
+	expect(() => distros("12ubuntu4.6")).toThrow(
+		"base-files 12ubuntu4.6 is of no release of Debian's, from which the image takes files: artifacts/image/Dockerfile makes it elsewhere",
+	);
 });
 
 test("for each package there is the text of its licence, and for Bun", async () => {

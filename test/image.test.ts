@@ -465,6 +465,12 @@ describe.skipIf(reason !== undefined)("a release", () => {
 				).text(),
 			);
 			const { metadata, components } = JSON.parse(inside);
+			const [, release] =
+				/^VERSION_ID="(\d+)"$/m.exec(
+					await Bun.file(
+						join(await rootfs(architecture), "usr/lib/os-release"),
+					).text(),
+				) ?? [];
 			expect(metadata.component.type).toBe("container");
 			const debian = components
 				.map(({ purl = "" }) => purl)
@@ -475,7 +481,7 @@ describe.skipIf(reason !== undefined)("a release", () => {
 					.map((pin) =>
 						expect.stringMatching(
 							new RegExp(
-								`^pkg:deb/debian/${pin.name}@${RegExp.escape(encodeURIComponent(pin.version))}\\?arch=${pin.architecture}&distro=debian-12&upstream=`,
+								`^pkg:deb/debian/${pin.name}@${RegExp.escape(encodeURIComponent(pin.version))}\\?arch=${pin.architecture}&distro=debian-${release}&upstream=`,
 							),
 						),
 					),
