@@ -37,10 +37,25 @@ export async function lockedPackage(folder: string): Promise<LockedPackage> {
 	};
 }
 
-/** The packages that files come from. @param files paths from the root */
+/**
+ * The packages that files come from.
+ * @param files paths from the root
+ * @throws Error also when one is installed in another version than package-lock.json has
+ */
 export async function packagesOf(files: string[]): Promise<LockedPackage[]> {
 	const folders = files.flatMap(
 		(file) => /^.*node_modules\/(?:@[^/]+\/)?[^/]+/.exec(file) ?? [],
 	);
-	return Promise.all([...new Set(folders)].sort().map(lockedPackage));
+	return Promise.all([...new Set(folders)].sort().map(installedPackage));
+}
+
+async function installedPackage(folder: string): Promise<LockedPackage> {
+	const locked = await lockedPackage(folder);
+	const manifest = join(root, folder, "package.json");
+	const { version } = await Bun.file(manifest).json();
+	if (version !== locked.version)
+		throw new Error(
+			`${folder} is of version ${version}, and package-lock.json has ${locked.version}: npm ci`,
+		);
+	return locked;
 }

@@ -276,6 +276,23 @@ test("an image's bill of materials names the release of Debian's that its files 
 	);
 });
 
+test("what is installed in another version than package-lock.json has is refused", async () => {
+	const copy = join(dir, "stale");
+	for (const file of ["build/lockfile.ts", "package-lock.json"])
+		await Bun.write(join(copy, file), Bun.file(join(root, file)));
+	const manifest = join(copy, "node_modules/pkijs/package.json");
+	await Bun.write(manifest, '{ "version": "4.0.0" }');
+	const { packagesOf } = await import(join(copy, "build/lockfile.ts"));
+	const files = ["controller.ts", "node_modules/pkijs/build/index.es.js"];
+	expect(await packagesOf(files)).toMatchObject([
+		{ name: "pkijs", version: "4.0.0" },
+	]);
+	await Bun.write(manifest, '{ "version": "3.9.0" }');
+	await expect(packagesOf(files)).rejects.toThrow(
+		"node_modules/pkijs is of version 3.9.0, and package-lock.json has 4.0.0: npm ci",
+	);
+});
+
 test("for each package there is the text of its licence, and for Bun", async () => {
 	const texts = await licenses(thisOne());
 	for (const { name } of thisOne().packages) {
