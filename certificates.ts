@@ -66,7 +66,7 @@ export async function issue(
 		if (due) {
 			if (!("pair" in current)) throw new Error(`${id}: due without a signer`);
 			const pair = await pki.issueLeaf({ ...due, signer: current.pair });
-			const facts = first(pair.certificate);
+			const facts = pki.parseFirst(pair.certificate);
 			leaf = {
 				pair,
 				facts,
@@ -99,7 +99,11 @@ async function make(
 	}
 	if (step?.do !== "make") return undefined;
 	const pair = await pki.issueCA(step);
-	const authority = { pair, facts: first(pair.certificate), keyMatches: true };
+	const authority = {
+		pair,
+		facts: pki.parseFirst(pair.certificate),
+		keyMatches: true,
+	};
 	if (!step.cross) return { authority };
 	return { authority, cross: await certify(pair, step.cross, present) };
 }
@@ -113,19 +117,13 @@ async function certify(
 	if (!signer || !("pair" in signer) || !signer.pair)
 		throw new Error(`no ${by} signer to certify another one`);
 	const { certificate } = subject;
-	return first(
+	return pki.parseFirst(
 		await pki.crossSign({
 			signer: signer.pair,
 			subject: certificate,
 			validity,
 		}),
 	);
-}
-
-function first(pem: string): CertificateFacts {
-	const [facts] = pki.parseCertificates(pem);
-	if (!facts) throw new pki.UnreadableError("no certificate");
-	return facts;
 }
 
 /** What cannot be read is a fact like any other; what went wrong otherwise is an error. */
@@ -148,7 +146,7 @@ function readPair(
 	const key = (secret && secretText(secret, `${of}.key`)) ?? "";
 	if (!certificate && !key) return { missing: true };
 	return readable(() => {
-		const facts = first(certificate ?? "");
+		const facts = pki.parseFirst(certificate ?? "");
 		const pair = { certificate: facts.pem, key };
 		return { pair, facts, keyMatches: pki.keyMatches(facts, key) };
 	});

@@ -32,6 +32,7 @@ export {
 	type CertificateFacts,
 	keyMatches,
 	parseCertificates,
+	parseFirst,
 	UnreadableError,
 	type Validity,
 	verifies,

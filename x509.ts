@@ -2,7 +2,12 @@
  * Certificates as they are: the facts in X.509 (RFC 5280), read with pkijs. What
  * cannot be read is an error, never a wrong fact.
  */
-import { createHash, createPrivateKey, createPublicKey } from "node:crypto";
+import {
+	createHash,
+	createPrivateKey,
+	createPublicKey,
+	X509Certificate,
+} from "node:crypto";
 import * as asn1js from "asn1js";
 import * as pkijs from "pkijs";
 
@@ -72,6 +77,22 @@ export function parseCertificates(pem: string): CertificateFacts[] {
 }
 
 /**
+ * The facts of the first certificate in a PEM text. What follows it only has to be certificates: whoever may write the
+ * text could fill it with a megabyte of them, over which pkijs sits for a minute.
+ * @throws UnreadableError unless it holds certificates, and nothing else
+ */
+export function parseFirst(pem: string): CertificateFacts {
+	const [first] = read<CertificateFacts | X509Certificate>(
+		pem,
+		(base64, index) =>
+			index === 0
+				? factsOf(base64)
+				: new X509Certificate(Buffer.from(base64, "base64")),
+	);
+	return first as CertificateFacts;
+}
+
+/**
  * Whether a private key (PKCS #8, SEC 1, PKCS #1) belongs to a certificate, in
  * a chain to the first one.
  * @throws UnreadableError
@@ -128,7 +149,10 @@ export function bundle(certificates: CertificateFacts[]): string {
 }
 
 /** Reads every certificate of a PEM text, or throws an UnreadableError. */
-export function read<T>(pem: string, each: (base64: string) => T): [T, ...T[]] {
+export function read<T>(
+	pem: string,
+	each: (base64: string, index: number) => T,
+): [T, ...T[]] {
 	const [preface = "", ...blocks] = pem.split("-----BEGIN ");
 	const decoded = blocks.map((block, index) => {
 		const where = `certificate ${index + 1} of ${blocks.length}`;
@@ -136,7 +160,7 @@ export function read<T>(pem: string, each: (base64: string) => T): [T, ...T[]] {
 		if (label !== "CERTIFICATE")
 			throw new UnreadableError(`${where}: ${label ?? "damaged PEM"}`);
 		try {
-			return each(base64.replace(/\s/g, ""));
+			return each(base64.replace(/\s/g, ""), index);
 		} catch (error) {
 			// asn1js and pkijs meet damage with errors of every kind
 			const known = error instanceof UnreadableError;
@@ -178,8 +202,13 @@ class Remembered<T> {
 	}
 }
 
+/** Octets. Those of clusters have one or two thousand; of the largest, pkijs takes half a second to read. */
+const LARGEST = 8192;
+
 /** By base64. A decoded certificate takes 45 kB, its facts 3 kB: few of the former are kept. */
 export const decoded = new Remembered(64, (base64) => {
+	if (base64.length > (LARGEST / 3) * 4)
+		throw new UnreadableError(`larger than ${LARGEST / 1024} KiB`);
 	const der = Uint8Array.fromBase64(base64, { lastChunkHandling: "strict" });
 	return { x509: readDER(der), der };
 });

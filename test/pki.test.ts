@@ -14,6 +14,7 @@ import {
 	type KeyPair,
 	keyMatches,
 	parseCertificates,
+	parseFirst,
 	UnreadableError,
 	type Validity,
 	verifies,
@@ -662,6 +663,31 @@ describe("unreadable input", () => {
 		const trailing = Buffer.concat([der(pem), Buffer.from([0])]);
 		expect(message(pem + toPEM(trailing) + pem)).toBe(
 			"certificate 2 of 3: malformed, or not DER",
+		);
+	});
+
+	test("of a text that others may write, only the first certificate is taken apart, and none that is enormous", async () => {
+		const ca = await newCA();
+		const dnsNames = Array.from({ length: 500 }, (_, i) => `${i}.example.com`);
+		const issued = await issueLeaf({
+			...{ signer: ca, commonName: "large", usage: "serverAuth" },
+			...{ dnsNames, ipAddresses: [], validity: VALIDITY },
+		});
+		// Not the very one, which is known: with another signature.
+		const octets = der(issued.certificate);
+		octets.writeUInt8(octets.at(-1) === 0 ? 1 : 0, octets.length - 1);
+		const large = toPEM(octets);
+		expect(der(large).length).toBeGreaterThan(8192);
+		const message = (text: string) => expectUnreadable(() => parseFirst(text));
+		expect(message(large)).toBe("certificate 1 of 1: larger than 8 KiB");
+		const facts = parseFirst(ca.certificate);
+		expect(parseFirst(ca.certificate + large)).toEqual(facts);
+		const cut = toPEM(octets.subarray(0, -9));
+		expect(message(ca.certificate + cut)).toBe(
+			"certificate 2 of 2: not an X.509 certificate",
+		);
+		expect(message(ca.certificate + ca.key)).toBe(
+			"certificate 2 of 2: PRIVATE KEY",
 		);
 	});
 
