@@ -9,10 +9,12 @@ import {
 	sameTarget,
 	type TargetStatus,
 } from "./etcdstorage.ts";
+import { domains } from "./lifetimes.ts";
 import {
 	type Data,
 	type Environment,
 	FILLED_BY,
+	names,
 	ownerOf,
 	secretText,
 } from "./manifests.ts";
@@ -79,7 +81,7 @@ export function targetProblem(
 	const claim = found.metadata.annotations?.[FILLED_BY];
 	if (claim !== undefined && claim !== storage.metadata.name)
 		for (const other of others)
-			if (other.metadata.name === claim && names(other, target))
+			if (other.metadata.name === claim && claims(other, target))
 				return certificatesProblem(
 					what,
 					"TargetTaken",
@@ -106,7 +108,7 @@ function isOurOwn(
 }
 
 /** Whether an EtcdStorage claims the target: by its spec, or because it still has to take back what it wrote there. */
-function names(storage: EtcdStorage, target: TargetStatus): boolean {
+function claims(storage: EtcdStorage, target: TargetStatus): boolean {
 	const spec = readSpec(storage);
 	return [
 		...("targets" in spec ? spec.targets : []),
@@ -199,9 +201,17 @@ export function nameTaken(
 			message: `${what} still belongs to a deleted EtcdStorage of the same name and goes with it`,
 			userError: false,
 		};
-	const handOver = found.metadata.ownerReferences?.length
-		? ""
-		: `, hand it over to be overwritten (kubectl -n ${namespace} label ${kind.toLowerCase()} ${name} ${FILLED_BY}=${storage.metadata.name})`;
+	// What is in a ConfigMap or a Secret of ours is what we trust, and sign with: nobody should give us another's signer.
+	const isSigner = domains.some(
+		(domain) => name === names.signer(storage.metadata.name, domain),
+	);
+	const consequence = ["ConfigMap", "Secret"].includes(kind)
+		? "if the certificates in it are to be trusted"
+		: "to be overwritten";
+	const handOver =
+		found.metadata.ownerReferences?.length || isSigner
+			? ""
+			: `, hand it over ${consequence} (kubectl -n ${namespace} label ${kind.toLowerCase()} ${name} ${FILLED_BY}=${storage.metadata.name})`;
 	return {
 		condition,
 		object: what,

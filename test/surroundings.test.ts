@@ -71,16 +71,18 @@ describe.concurrent("an object of somebody else with a name of ours", () => {
 			},
 		},
 	};
+	const TRUSTED = "if the certificates in it are to be trusted";
 	test.each([
-		["Service", "svc", "etcd-svc", "Deployed"],
-		["Deployment", "dep", "etcd-dep", "Deployed"],
-		["PodDisruptionBudget", "pdb", "etcd-pdb", "Deployed"],
-		["ConfigMap", "map", "map-ca-cert", "CertificatesReady"],
-		["Secret", "srv", "srv-server-cert", "CertificatesReady"],
-		["Secret", "sig", "sig-client-signer", "CertificatesReady"],
+		["Service", "svc", "etcd-svc", "Deployed", "to be overwritten"],
+		["Deployment", "dep", "etcd-dep", "Deployed", "to be overwritten"],
+		["PodDisruptionBudget", "pdb", "etcd-pdb", "Deployed", "to be overwritten"],
+		["ConfigMap", "map", "map-ca-cert", "CertificatesReady", TRUSTED],
+		["Secret", "srv", "srv-server-cert", "CertificatesReady", TRUSTED],
+		// Nobody is told to let another's signer sign.
+		["Secret", "sig", "sig-client-signer", "CertificatesReady", undefined],
 	] as const)(
 		"(%s of %s) is neither adopted nor deleted, and named with the command that would",
-		async (kind, name, object, type) => {
+		async (kind, name, object, type, handOver) => {
 			const theirs = {
 				...{ apiVersion: "v1", kind, ...foreign[kind] },
 				metadata: { name: object, namespace: NAMESPACE },
@@ -94,6 +96,9 @@ describe.concurrent("an object of somebody else with a name of ours", () => {
 			const message = await on.api.condition(name, type, /^False NameTaken: /);
 			expect(message).toContain(
 				`${kind} ${NAMESPACE}/${object} is there but does not belong to EtcdStorage ${name}`,
+			);
+			expect(/hand it over (.*?) \(/.exec(message)?.[1]).toBe(
+				handOver as string,
 			);
 			expect(await on.api.condition(name, "Ready", /./)).toBe(message);
 			expect(await on.api.get(kind, object)).toEqual(before);
