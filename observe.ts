@@ -143,7 +143,7 @@ export async function observe(
 	// Our status would tell of what we have filled; it is not there at the first visit after 2018, or was lost. Where no
 	// server certificate is either, nobody can trust its CA yet.
 	const unknown =
-		storage.status?.certificates === undefined && "facts" in serverLeaf
+		storage.status?.observedGeneration === undefined && "facts" in serverLeaf
 			? spec.targets.filter((target) => !targets.has(refText(target)))
 			: [];
 	const surroundings = {
