@@ -270,7 +270,7 @@ function freePort(): number {
 
 /**
  * Awaits a condition, looking every 50 ms.
- * @param condition a value that is neither undefined, null nor false ends the wait and is returned
+ * @param condition a value that is neither undefined, null, false nor an empty text ends the wait and is returned
  * @throws Error naming what was waited for; what the condition throws, at once
  */
 export async function until<T>(
@@ -281,7 +281,7 @@ export async function until<T>(
 	const end = performance.now() + timeoutMs;
 	for (;;) {
 		const value = await condition();
-		if (value !== undefined && value !== null && value !== false)
+		if (![undefined, null, false, ""].includes(value as never))
 			return value as Exclude<T, undefined | null | false>;
 		if (performance.now() > end)
 			throw new Error(`waited ${timeoutMs / 1000}s in vain until ${what}`);
