@@ -22,6 +22,8 @@ export interface ElectionOptions {
 	signal: AbortSignal;
 	/** Told once for each other leader that is seen. */
 	onLeader?(identity: string): void;
+	/** Told of what keeps this candidate from leading, once; of undefined when it does no more. */
+	onTrouble?(error: ApiError | undefined): void;
 }
 
 /** With what a candidate takes to notice, another leads within 15 s after a leader has died without a word. */
@@ -39,7 +41,8 @@ export interface Leadership {
 	lost: Promise<string>;
 	/**
 	 * Whether this is the leader at this very moment. To be asked right before every write: a process that was paused, or
-	 * whose event loop was blocked, goes on where it was, and its timers tell it only later that its time is up.
+	 * whose event loop was blocked, goes on where it was, and its timers tell it only later that its time is up. What was
+	 * handed over to be sent before that cannot be called back.
 	 */
 	holds(): boolean;
 	/** Ends it, so that another replica takes over at once. Rejects with ApiError where the lease has to run out instead. */
@@ -52,8 +55,21 @@ export async function elect(
 	options: ElectionOptions,
 ): Promise<Leadership | undefined> {
 	let seen = { version: "", at: 0, leader: "" };
+	let trouble: ApiError | undefined;
+	const tell = (error: ApiError | undefined) => {
+		if (error?.message !== trouble?.message) options.onTrouble?.(error);
+		trouble = error;
+	};
 	while (!options.signal.aborted) {
-		const lease = await attempt(() => kube.get<Lease>(reference(options)));
+		let met: ApiError | undefined;
+		const meet = (error: ApiError) => {
+			// Another candidate was faster: nothing is wrong.
+			if (error.code !== 409) met = error;
+		};
+		const lease = await attempt(
+			() => kube.get<Lease>(reference(options)),
+			meet,
+		);
 		if (lease) {
 			const version = lease.metadata.resourceVersion ?? "";
 			const leader = lease.spec?.holderIdentity ?? "";
@@ -68,9 +84,13 @@ export async function elect(
 				(lease.spec.leaseDurationSeconds ?? 15) * 1000;
 		if (free) {
 			const asked = performance.now();
-			const mine = await attempt(() => take(kube, options, lease));
-			if (mine) return keep(kube, options, mine, asked);
+			const mine = await attempt(() => take(kube, options, lease), meet);
+			if (mine) {
+				tell(undefined);
+				return keep(kube, options, mine, asked);
+			}
 		}
+		tell(met);
 		await pause(RETRY_MS, options.signal);
 	}
 	return undefined;
@@ -142,7 +162,11 @@ function keep(
 		const now = performance.now();
 		const patch = {
 			metadata: { resourceVersion: version },
-			spec: { renewTime: microTime() },
+			// The duration as well: with one that somebody has made longer, others would wait for so long.
+			spec: {
+				renewTime: microTime(),
+				leaseDurationSeconds: LEASE_MS / 1000,
+			},
 		};
 		try {
 			const lease = await kube.patch<Lease>(ref, patch, "merge");
@@ -157,7 +181,12 @@ function keep(
 			if (error.code === 404) end("its Lease was deleted");
 			// Not lost yet: it may be our own renewal, whose answer did not arrive, or somebody's label.
 			if (error.code !== 409) return RETRY_FAILED_MS;
-			const lease = await attempt(() => kube.get<Lease>(ref));
+			const lease = await attempt(
+				() => kube.get<Lease>(ref),
+				(error) => {
+					trouble = error.message;
+				},
+			);
 			const leader = lease?.spec?.holderIdentity;
 			if (lease && leader !== options.identity)
 				end(`${leader || "nobody"} leads`);
@@ -187,13 +216,17 @@ function keep(
 	};
 }
 
-/** A candidate has nothing to lose: what fails is tried again. */
-async function attempt<T>(request: () => Promise<T>): Promise<T | undefined> {
+/** What fails is tried again by the caller. */
+async function attempt<T>(
+	request: () => Promise<T>,
+	onError: (error: ApiError) => void,
+): Promise<T | undefined> {
 	try {
 		return await request();
 	} catch (error) {
-		if (error instanceof ApiError) return undefined;
-		throw error;
+		if (!(error instanceof ApiError)) throw error;
+		onError(error);
+		return undefined;
 	}
 }
 

@@ -69,6 +69,9 @@ class Controller {
 	readonly #steps = new Map<string, number>();
 	#leading = false;
 	#holdsLease = () => true;
+	/** Why this replica could not lead, by the API server's answer. */
+	#cannotLead = "";
+	readonly #firstSync = Promise.withResolvers<void>();
 	/** Whether our clock was found to be wrong. */
 	#skewed = false;
 
@@ -149,12 +152,17 @@ class Controller {
 		];
 		let leadership: Leadership | undefined;
 		if (leaderElection) {
+			const { promise, resolve } = this.#firstSync;
+			stopped.signal.addEventListener("abort", () => resolve());
+			// Who may not see everything must not keep from leading who may: a new version whose Roles are not there yet.
+			await promise;
 			leadership = await elect(this.#leaseClient, {
 				namespace: environment.namespace,
 				name: FIELD_MANAGER,
 				identity: `${hostname()}_${randomUUID()}`,
 				signal: stopped.signal,
 				onLeader: (leader) => this.#log("INFO", `${leader} leads; waiting`),
+				onTrouble: (error) => this.#watchElection(error),
 			});
 			if (leadership) {
 				this.#holdsLease = leadership.holds;
@@ -193,6 +201,23 @@ class Controller {
 		else this.#log("INFO", "this machine's clock agrees with the API server's");
 	}
 
+	#watchElection(error: ApiError | undefined): void {
+		if (error)
+			this.#log(
+				"WARN",
+				`cannot lead: ${error.message}${hintAt(error.message)}`,
+			);
+		else this.#log("INFO", "can lead again");
+		this.#cannotLead = error && error.code !== 0 ? error.message : "";
+	}
+
+	/** What it waits for before it can do its work, or take over that of another replica; "" where there is nothing. */
+	get waitsFor(): string {
+		return this.synced
+			? this.#cannotLead
+			: "the first complete lists from the API server";
+	}
+
 	get synced(): boolean {
 		const { storages, owned } = this.#context;
 		return [storages, ...Object.values(owned)].every((cache) => cache.synced);
@@ -220,6 +245,7 @@ class Controller {
 						"INFO",
 						`watching ${this.#context.storages.size} EtcdStorages`,
 					);
+					this.#firstSync.resolve();
 					this.#enqueueAll();
 				}
 			},
@@ -228,7 +254,7 @@ class Controller {
 			},
 			onRestart: (reason) => {
 				this.#metrics.watchRestarts.inc({ kind });
-				const hint = hintAt(kind, reason);
+				const hint = hintAt(reason, kind);
 				this.#log("WARN", `watch of ${kind}s interrupted: ${reason}${hint}`);
 			},
 		});
@@ -389,7 +415,7 @@ class Controller {
 	}
 }
 
-/** `/healthz`: the process; `/readyz`: it has seen the cluster; `/metrics`. */
+/** `/healthz`: the process; `/readyz`: it has seen the cluster, and leads or could; `/metrics`. */
 function serve(address: string, controller: Controller): Bun.Server<undefined> {
 	const [, hostname = "", port = ""] = /^(.*):(\d+)$/.exec(address) ?? [];
 	const text = (body: string, code = 200) =>
@@ -400,12 +426,9 @@ function serve(address: string, controller: Controller): Bun.Server<undefined> {
 		routes: {
 			"/healthz": () => text("ok"),
 			"/readyz": () =>
-				controller.synced
+				controller.waitsFor === ""
 					? text("ok")
-					: text(
-							"waiting for the first complete lists from the API server",
-							503,
-						),
+					: text(`waiting for ${controller.waitsFor}`, 503),
 			"/metrics": async () =>
 				new Response(await controller.metrics(), {
 					headers: {
@@ -448,13 +471,13 @@ export async function runController(args: string[]): Promise<void> {
 	process.exit();
 }
 
-/** The way out, where the reason why a watch fails leaves one guessing. */
-function hintAt(kind: Kind, reason: string): string {
+/** The way out, where the reason why a request fails leaves one guessing. */
+function hintAt(reason: string, watched?: Kind): string {
 	if (reason.includes(": Unauthorized:"))
 		return "; the kubeconfig's credentials are wrong or have expired";
 	if (reason.includes(": Forbidden:"))
 		return "; apply the manifest of this version again, whose Roles let the controller: artifacts/deployment";
-	return kind === "EtcdStorage" && reason.includes("NotFound")
+	return watched === "EtcdStorage" && reason.includes("NotFound")
 		? "; is the CustomResourceDefinition installed? See artifacts/deployment"
 		: "";
 }

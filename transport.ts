@@ -92,7 +92,6 @@ const methods = {
 	apply: "PATCH",
 	patch: "PATCH",
 };
-const writes: Call["verb"][] = ["create", "apply", "patch"];
 
 /**
  * Credentials are read for every request, as tokens and certificates rotate.
@@ -136,7 +135,7 @@ export class Transport {
 
 	/** @throws ApiError with the reason "Fenced" */
 	#checkFence({ verb, target }: Call): void {
-		if (!writes.includes(verb)) return;
+		if (methods[verb] === "GET") return;
 		const message = this.#options.fence?.();
 		if (message !== undefined)
 			throw new ApiError(verb, target, { reason: "Fenced", message });
@@ -153,9 +152,8 @@ export class Transport {
 		const started = performance.now();
 		let code = 0;
 		let date: string | null = null;
-		const send = async () => {
-			this.#checkFence(call);
-			return fetch(url, {
+		const send = () =>
+			fetch(url, {
 				method: methods[call.verb],
 				headers: {
 					...connection.headers,
@@ -169,11 +167,12 @@ export class Transport {
 				redirect: "manual",
 				signal,
 			});
-		};
+		this.#checkFence(call);
 		try {
 			const response = await send().catch((error) => {
 				if (!NO_HTTP2.includes(error.code)) throw error;
 				connection.protocol = "http1.1";
+				this.#checkFence(call);
 				return send();
 			});
 			code = response.status;

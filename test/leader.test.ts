@@ -114,6 +114,27 @@ describe("an election", () => {
 		expect(told).toEqual(["leader"]);
 	}, 60_000);
 
+	test.concurrent("tells what keeps a candidate from it, once, and that nothing does any more", async () => {
+		const kube = client(await cluster.kubeconfigFor("newcomer"));
+		const told: (string | undefined)[] = [];
+		const { leadership } = stand("refused", "newcomer", {
+			kube,
+			onTrouble: (error) => told.push(error?.message),
+		});
+		await until(() => told.length > 0, "it is told");
+		await Bun.sleep(4_500);
+		expect(told).toEqual([
+			expect.stringMatching(/^create Lease default\/refused: Forbidden: /),
+		]);
+		await cluster.kubectl([
+			...["create", "clusterrolebinding", "newcomer", "--user=newcomer"],
+			"--clusterrole=cluster-admin",
+		]);
+		const leader = await leadership;
+		expect(told.slice(1)).toEqual([undefined]);
+		await leader?.release();
+	}, 30_000);
+
 	test.concurrent("ends without a leader when it is called off", async () => {
 		await leaderOf("called-off");
 		const { leadership, stop } = stand("called-off", "waiting");
@@ -147,6 +168,18 @@ describe("a leader", () => {
 		expect(tookOverAfter).toBeGreaterThan(lostAfter);
 		expect(tookOverAfter).toBeLessThan(20);
 	}, 60_000);
+
+	test.concurrent("keeps its lease as short as it is, whatever somebody makes of it", async () => {
+		await leaderOf("long");
+		await cluster.kubectl([
+			...["patch", "lease", "long", "--type=merge", "-p"],
+			'{"spec":{"leaseDurationSeconds":3600}}',
+		]);
+		await until(
+			async () => (await lease("long")).leaseDurationSeconds === 10,
+			"others need not wait for longer",
+		);
+	}, 30_000);
 
 	test.concurrent("that somebody else's hand has replaced, or whose lease is deleted, is told so", async () => {
 		const [replaced, deleted] = await Promise.all([
