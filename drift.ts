@@ -100,14 +100,17 @@ export function takeOver(
 			!entry.subresource,
 	);
 	const base = ours ?? (foreign[0] as ManagedFieldsEntry);
+	const [taken, left] = [foreign.map(contentOf), foreign.flatMap(metadataOf)];
 	// A Secret's type cannot be changed: it is nobody's, or the next apply would.
-	const { "f:type": _, ...merged } = [...foreign, ...(ours ? [ours] : [])]
-		.map((entry) => (entry.fieldsV1 ?? {}) as Fields)
-		.reduce(mergeFields);
+	const { "f:type": _, ...merged } = [
+		...taken,
+		...(ours ? [fieldsOf(ours)] : []),
+	].reduce(mergeFields);
 	return [
 		...managedFields.filter(
 			(entry) => !foreign.includes(entry) && entry !== ours,
 		),
+		...left,
 		{
 			...base,
 			manager: FIELD_MANAGER,
@@ -115,6 +118,23 @@ export function takeOver(
 			fieldsV1: merged,
 		},
 	];
+}
+
+const fieldsOf = (entry: ManagedFieldsEntry) =>
+	(entry.fieldsV1 ?? {}) as Fields;
+
+/** All fields of what we have created, and those of others but for the object's metadata. */
+function contentOf(entry: ManagedFieldsEntry): Fields {
+	const { "f:metadata": metadata, ...content } = fieldsOf(entry);
+	return entry.manager === FIELD_MANAGER ? fieldsOf(entry) : content;
+}
+
+/** What others keep of an entry: somebody may wait for a finalizer. */
+function metadataOf(entry: ManagedFieldsEntry): ManagedFieldsEntry[] {
+	const { "f:metadata": metadata } = fieldsOf(entry);
+	return entry.manager === FIELD_MANAGER || metadata === undefined
+		? []
+		: [{ ...entry, fieldsV1: { "f:metadata": metadata } }];
 }
 
 function touchesContent(fieldsV1: object | undefined): boolean {

@@ -966,6 +966,22 @@ describe("field sets of others", () => {
 		expect(after?.[1]?.fieldsV1).toMatchObject(fields);
 	});
 
+	test("leave what was said of the object's metadata along with them to whom it is", () => {
+		const metadata = {
+			"f:metadata": { "f:finalizers": { 'v:"example.com/x"': {} } },
+		};
+		const theirs = entry("edit", "Update", { ...data("a"), ...metadata });
+		expect(takeOver([theirs, ours])).toEqual([
+			{ ...theirs, fieldsV1: metadata },
+			{
+				...ours,
+				fieldsV1: expect.objectContaining({
+					"f:data": expect.objectContaining({ "f:a": {} }),
+				}),
+			},
+		]);
+	});
+
 	test("of several are taken over together, also before anything is ours", () => {
 		const after = takeOver([
 			entry("2018", "Update", data("a")),
