@@ -34,6 +34,7 @@ import {
 import { type Known, Metrics } from "./metrics.ts";
 import type { Context } from "./observe.ts";
 import { help, type Options, parseOptions } from "./options.ts";
+import { Pace, REFILL_MS } from "./pace.ts";
 import { Queue } from "./queue.ts";
 import {
 	type EventNote,
@@ -67,6 +68,7 @@ class Controller {
 	readonly #told = new Map<string, EtcdStorage["status"]>();
 	/** Visits in a row that took a step, by EtcdStorage. */
 	readonly #steps = new Map<string, number>();
+	readonly #pace = new Pace();
 	#leading = false;
 	#holdsLease = () => true;
 	/** Why this replica could not lead, by the API server's answer. */
@@ -289,6 +291,8 @@ class Controller {
 		const known = storages.get(name);
 		if (!known) return this.#forget(name);
 		if (storages.size > FEW) Bun.unsafe.setJITPolicy(1);
+		const rest = this.#pace.wait(name, performance.now());
+		if (rest > 0 && !known.metadata.deletionTimestamp) return rest;
 		const storage = { ...known, status: readStatus(known) };
 		const done = this.#metrics.reconcileSeconds.startTimer();
 		try {
@@ -305,6 +309,8 @@ class Controller {
 			const outcome = await visit(storage, this.#context);
 			this.#metrics.count(outcome);
 			const { after, written } = await this.#tell(storage, outcome);
+			if (outcome.written.length > 0 || written)
+				await this.#spend(storage, outcome);
 			this.#known.set(name, { outcome, status: after });
 			this.#told.set(name, (written ?? known).status);
 			const passing = outcome.problems.filter((one) => !one.userError);
@@ -328,6 +334,18 @@ class Controller {
 		this.#known.delete(name);
 		this.#steps.delete(name);
 		this.#told.delete(name);
+		this.#pace.forget(name);
+	}
+
+	/** What was written again and again will be written less often. */
+	async #spend(storage: EtcdStorage, { written }: Outcome): Promise<void> {
+		const { name } = storage.metadata;
+		if (!this.#pace.spend(name, performance.now())) return;
+		const message = `${written.join(", ") || "status written"}: again and again, so somebody else keeps changing it, whom kubectl get --show-managed-fields -o yaml names; until that ends, changes are followed every ${REFILL_MS / 1000} s only`;
+		this.#log("WARN", message, name);
+		await this.#event(storage, {
+			...{ type: "Warning", reason: "RepairContested", message },
+		});
 	}
 
 	/** Log, status and events: each only where something has changed. Resolves to the status, and to what was written. */

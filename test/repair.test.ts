@@ -2,8 +2,9 @@
 
 import { beforeAll, describe, expect, test } from "bun:test";
 import type { EtcdStorage } from "../etcdstorage.ts";
-import type { Kind } from "../kube.ts";
+import { type Kind, Kube, type KubeObject, loadKubeConfig } from "../kube.ts";
 import type { Domain } from "../lifetimes.ts";
+import { REFILL_MS } from "../pace.ts";
 import { type Material, material, opensslVerify } from "./client.ts";
 import { eventsOf, type Json, NAMESPACE, until } from "./harness.ts";
 import { certificates } from "./rotating.ts";
@@ -471,3 +472,50 @@ describe("a signer", () => {
 		expect(count(/^server /)).toBe(5);
 	});
 });
+
+test("somebody who changes an object back at once is told of, and not answered as fast as that", async () => {
+	const name = "contested";
+	await on.api.tenant(name);
+	const service = `etcd-${name}`;
+	const kube = new Kube(loadKubeConfig(on.cluster.kubeconfig), {
+		fieldManager: "theirs",
+	});
+	const peace = new AbortController();
+	const change = async ({ apiVersion, kind, metadata }: KubeObject) => {
+		const ref = { ...metadata, apiVersion, kind };
+		await kube.patch(ref, { spec: { selector: { apiserver: "x" } } }, "merge");
+	};
+	const answer = (object: Json) => {
+		const ours = object.spec.selector.apiserver === name;
+		if (ours && !peace.signal.aborted) void change(object as KubeObject);
+	};
+	const war = kube.follow("Service", {
+		namespace: NAMESPACE,
+		signal: peace.signal,
+		onSync: (objects) => objects.forEach(answer),
+		onEvent: (_, object) => answer(object),
+	});
+	const contested = async () =>
+		(await eventsOf(on.cluster, name)).filter((one) =>
+			one.startsWith("Warning RepairContested: "),
+		);
+	const [told] = await until(
+		async () => (await contested()).length > 0 && contested(),
+		"it is told of",
+		60_000,
+	);
+	expect(told).toContain(`Service ${NAMESPACE}/${service} configured: again`);
+	const repairs = () =>
+		on.controller.log().split(`Service ${NAMESPACE}/${service} configured`)
+			.length;
+	const [before, at] = [repairs(), performance.now()];
+	await until(() => repairs() > before + 3, "it is repaired three times more");
+	expect(performance.now() - at).toBeGreaterThan(2 * REFILL_MS);
+	peace.abort();
+	await war;
+	await until(async () => {
+		const { spec } = await on.api.get("Service", service);
+		return spec.selector.apiserver === name;
+	}, "it is as it should be");
+	expect(await contested()).toHaveLength(1);
+}, 120_000);

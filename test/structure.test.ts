@@ -70,7 +70,10 @@ const layers = [
 	["http2/frames.ts", "http2/hpack.ts"],
 	// The controller's.
 	["report.ts", "tables.ts"],
-	["clock.ts", "leader.ts", "metrics.ts", "options.ts", "queue.ts", "visit.ts"],
+	[
+		...["clock.ts", "leader.ts", "metrics.ts", "options.ts", "pace.ts"],
+		...["queue.ts", "visit.ts"],
+	],
 	["deletion.ts", "writer.ts"],
 	["observe.ts"],
 	["adoption.ts"],
