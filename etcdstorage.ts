@@ -72,7 +72,7 @@ export interface RotationStatus {
 	nextStepAt?: string;
 }
 
-/** A target that carries something of ours; kept so that it can be cleaned once the spec no longer names it. */
+/** A target that carries something of ours, or may; kept so that it can be cleaned once the spec no longer names it. */
 export interface TargetStatus extends ObjectName {
 	kind: "ConfigMap" | "Secret";
 }

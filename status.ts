@@ -46,7 +46,7 @@ export interface Outcome {
 	stepped: boolean;
 	/** Of the serving CA bundle. */
 	bundleHash?: string;
-	/** Targets that carry something of ours. */
+	/** Targets that carry something of ours, or may. */
 	targets: TargetStatus[];
 	/** The Deployment's own words about itself. */
 	availability?: { available: boolean; ready: number; wanted: number };
