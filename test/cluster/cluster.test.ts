@@ -117,6 +117,17 @@ describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 			MINUTE,
 		);
 	};
+	/** Until all of its pods run another image. */
+	const movedTo = async (image: string) => {
+		await until(
+			async () =>
+				(await deployment()).spec.template.spec.containers[0].image === image,
+			"the Deployment has the other image",
+			MINUTE,
+		);
+		await rolledOut();
+		await waitFor(cluster, "Ready", `etcdstorage/${NAME}`);
+	};
 	/** How often each gateway has taken up other client CAs. */
 	const reloads = async () => {
 		const logs = (await podNames()).map((pod) => ownKubectl("logs", pod));
@@ -631,16 +642,8 @@ describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 			const move = async (to: string) => {
 				await cluster.kubectl(["apply", "--filename=-"], to);
 				await demo.controller.rolledOut();
-				const [image] = /\S+\/etcdproxy-controller:\S+/.exec(to) ?? [];
-				await until(
-					async () =>
-						(await deployment()).spec.template.spec.containers[0].image ===
-						image,
-					"the Deployment has the other image",
-					MINUTE,
-				);
-				await rolledOut();
-				await waitFor(cluster, "Ready", `etcdstorage/${NAME}`);
+				const [image = ""] = /\S+\/etcdproxy-controller:\S+/.exec(to) ?? [];
+				await movedTo(image);
 			};
 			const ours = await applied("deployment/00-etcdproxy-controller.yaml");
 			Object.assign(previous, { from: Date.now(), to: Infinity });
@@ -663,15 +666,7 @@ describe.skipIf(reason !== undefined)("on a one-node cluster", () => {
 		async () => {
 			const move = async (image: string) => {
 				await demo.controller.setProxyImage(image);
-				await until(
-					async () =>
-						(await deployment()).spec.template.spec.containers[0].image ===
-						image,
-					"the Deployment has the other image",
-					MINUTE,
-				);
-				await rolledOut();
-				await waitFor(cluster, "Ready", `etcdstorage/${NAME}`);
+				await movedTo(image);
 			};
 			const program = async () =>
 				(await pods()).map((pod) => pod.spec.containers[0].command[0]);
